@@ -1,0 +1,115 @@
+// Package status holds the one error that crosses relayd's packages.
+//
+// Whatever goes wrong between a client and Exchange Online ends as an [Error]: an SMTP reply code, an enhanced status
+// code, a text that is safe to show, and what the relay is to do about it. Everything else stays behind [Error.Unwrap],
+// for logs. The unknown is temporary: an error that carries no Error is a 451 and a retry, never a bounce.
+package status
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Enhanced is an enhanced status code (RFC 3463), for example {4, 3, 1}. The zero value means none was given.
+type Enhanced [3]int
+
+// String returns the dotted form, "4.3.1", or "" for the zero value.
+func (e Enhanced) String() string {
+	if e == (Enhanced{}) {
+		return ""
+	}
+	return fmt.Sprintf("%d.%d.%d", e[0], e[1], e[2])
+}
+
+// Action is what the relay does about a failed attempt, and so its scope: the recipient, the message's sender or the
+// sender's whole tenant.
+type Action uint8
+
+const (
+	Retry         Action = iota // try this recipient again later; the default for anything unknown
+	Fail                        // this recipient will never be accepted
+	BackOffSender               // retry, and let the sender's mailbox rest
+	BackOffTenant               // retry, and let every mailbox of the tenant rest
+	ParkSender                  // nobody's mail is at fault: hold all mail of this sender, spend no attempt
+	ParkTenant                  // the same for every sender of the tenant
+	Uncertain                   // the final dot was sent and no reply came (RFC 1047): retry, flagged as a possible duplicate
+)
+
+var actionNames = [...]string{"retry", "fail", "back off sender", "back off tenant", "park sender", "park tenant", "uncertain"}
+
+// String names the action as the log and the admin page do.
+func (a Action) String() string {
+	if int(a) < len(actionNames) {
+		return actionNames[a]
+	}
+	return fmt.Sprintf("action %d", uint8(a))
+}
+
+// Stage is the point of a session at which something failed, as in the label of relayd_exchange_replies_total.
+type Stage string
+
+// The stages of a delivery, in order.
+const (
+	StageConnect  Stage = "connect"
+	StageGreeting Stage = "greeting"
+	StageEHLO     Stage = "ehlo"
+	StageSTARTTLS Stage = "starttls"
+	StageToken    Stage = "token"
+	StageAuth     Stage = "auth"
+	StageMail     Stage = "mail"
+	StageRcpt     Stage = "rcpt"
+	StageData     Stage = "data" // the DATA command and its 354
+	StageDot      Stage = "dot"  // the body, the final dot and the reply to it
+)
+
+// Error is a failure with everything needed to answer a client, to decide a recipient's fate and to explain it.
+type Error struct {
+	Code     int      // SMTP reply code, 400 to 599
+	Enhanced Enhanced // zero when the peer gave none
+	Text     string   // one line, safe to show to a client: no secret, host, path or setting of ours
+	Stage    Stage    // where in a delivery; empty at intake
+	Action   Action   // zero value: retry
+	Err      error    // cause, for logs; may be nil
+}
+
+// Error returns reply code, enhanced code and text, without the cause.
+func (e *Error) Error() string {
+	s := fmt.Sprintf("%03d", e.Code)
+	if e.Enhanced != (Enhanced{}) {
+		s += " " + e.Enhanced.String()
+	}
+	s += " " + e.Text
+	if e.Stage != "" {
+		s = string(e.Stage) + ": " + s
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Temporary reports whether a client may try again (RFC 5321, section 4.2.1: 4yz).
+func (e *Error) Temporary() bool { return e.Code < 500 }
+
+// New returns an Error for a client's ears, with no cause behind it.
+func New(code int, enhanced Enhanced, format string, args ...any) *Error {
+	return &Error{Code: code, Enhanced: enhanced, Text: fmt.Sprintf(format, args...)}
+}
+
+// From returns the Error in err's chain, or a temporary one that hides err from the client and keeps it as the cause.
+// From(nil) is nil.
+func From(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	return &Error{Code: 451, Enhanced: Enhanced{4, 3, 0}, Text: "internal error, try again", Err: err}
+}
+
+// Outcome is what one attempt at delivering a message came to.
+type Outcome struct {
+	Reply string   // Exchange Online's reply to the final dot, control characters escaped; empty when there was none
+	Errs  []*Error // one for each recipient tried, in the order tried; nil: accepted
+}
