@@ -7,8 +7,11 @@
 package envelope
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"io"
+	"strings"
 	"time"
 )
 
@@ -52,6 +55,18 @@ func (id ID) Valid() bool {
 		}
 	}
 	return true
+}
+
+// Time returns the moment of acceptance the ID carries, to the millisecond; the zero time where it is not valid.
+func (id ID) Time() time.Time {
+	if !id.Valid() {
+		return time.Time{}
+	}
+	var ms uint64
+	for i := range 10 {
+		ms = ms<<5 | uint64(strings.IndexByte(idAlphabet, id[i]))
+	}
+	return time.UnixMilli(int64(ms))
 }
 
 // Envelope is everything known of a message at acceptance, short of its body.
@@ -139,3 +154,14 @@ type Route struct {
 
 // Mailbox names the unit Exchange Online limits: one login of one tenant.
 func (r *Route) Mailbox() string { return r.Tenant + "/" + r.Login.Key() }
+
+// Claim is a message taken from the queue for one attempt. Whoever holds it is alone in deciding its fate, until it is
+// settled or given back.
+type Claim struct {
+	Envelope *Envelope // nil: nothing of this sender is due
+	Progress Progress  // what happened to it before
+	Next     time.Time // when more of this sender's mail is due; zero: none waits
+
+	// Body opens the stored message. Its io.EOF vouches for every octet before: a damaged body ends in ErrCorrupt instead.
+	Body func(ctx context.Context) io.Reader
+}

@@ -1,0 +1,230 @@
+package queue
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"relayd/pkg/envelope"
+)
+
+// Watch makes f the queue's scheduler: it is called whenever a sender's earliest due time comes nearer, and at once for
+// every sender with waiting mail. f must not block and must not call the queue.
+func (q *Queue) Watch(f func(sender envelope.Address, due time.Time)) {
+	type head struct {
+		sender envelope.Address
+		due    time.Time
+	}
+	q.index.mu.Lock()
+	q.index.watch = f
+	var heads []head
+	for _, l := range q.index.lanes {
+		if len(l.heap) > 0 {
+			heads = append(heads, head{l.sender, time.Unix(0, l.heap[0].due)})
+		}
+	}
+	q.index.mu.Unlock()
+	for _, h := range heads {
+		f(h.sender, h.due)
+	}
+}
+
+// Claim takes the sender's earliest message due at now; Claim.Envelope is nil when there is none. A message that does not
+// match its hashes is quarantined on the way and the next one taken. An error leaves the message where it was.
+func (q *Queue) Claim(ctx context.Context, sender envelope.Address, now time.Time) (envelope.Claim, error) {
+	for {
+		e, next := q.index.take(sender, now)
+		if e == nil {
+			return envelope.Claim{Next: next}, nil
+		}
+		claim, err := q.fetch(ctx, e)
+		claim.Next = next
+		switch {
+		case err == nil:
+			return claim, nil
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+			q.lost(e)
+		case errors.Is(err, envelope.ErrCorrupt):
+			q.quarantined(e.id.unpack(), err)
+			if err := q.writeState(ctx, e, &envelope.Progress{State: envelope.Held, Reason: err.Error()}); err != nil {
+				q.index.update(e, stateHeld, time.Time{}) // held in memory at least; the next start finds it damaged again
+			}
+		default:
+			q.index.update(e, previous(e, claim.Progress), time.Time{})
+			return envelope.Claim{Next: next}, err
+		}
+	}
+}
+
+// previous is the waiting state a claimed message falls back to when nothing was tried.
+func previous(e *entry, p envelope.Progress) state {
+	if s := stateOf(p.State); e.last != 0 && s.waiting() {
+		return s
+	}
+	if e.last != 0 {
+		return stateDeferred
+	}
+	return stateQueued
+}
+
+// fetch reads a message's records and checks them.
+func (q *Queue) fetch(ctx context.Context, e *entry) (envelope.Claim, error) {
+	st := q.store.Load()
+	if st == nil {
+		return envelope.Claim{}, errUnavailable(errors.New("server is being reopened"))
+	}
+	msg, err := st.get(ctx, e.stream, e.mail)
+	if err != nil {
+		return envelope.Claim{}, fmt.Errorf("read mail record: %w", err)
+	}
+	claim := envelope.Claim{Envelope: new(envelope.Envelope), Progress: envelope.Progress{State: envelope.Queued}}
+	if err := claim.Envelope.Decode([]byte(msg.Header.Get(headerEnvelope))); err != nil {
+		return envelope.Claim{}, fmt.Errorf("mail record: %w", err)
+	}
+	if e.last != 0 {
+		state, err := st.get(ctx, e.stream, e.last)
+		if err != nil {
+			return envelope.Claim{}, fmt.Errorf("read state record: %w", err)
+		}
+		if err := claim.Progress.Decode([]byte(state.Header.Get(headerEnvelope))); err != nil {
+			return envelope.Claim{}, fmt.Errorf("state record: %w", err)
+		}
+	}
+	if claim.Envelope.Chunks == 0 && sha256.Sum256(msg.Data) != claim.Envelope.SHA256 {
+		return envelope.Claim{}, fmt.Errorf("body of %s: %w", claim.Envelope.ID, envelope.ErrCorrupt)
+	}
+	env, inline, at := claim.Envelope, msg.Data, e.place()
+	claim.Body = func(ctx context.Context) io.Reader {
+		if env.Chunks == 0 {
+			return bytes.NewReader(inline)
+		}
+		return &chunkReader{ctx: ctx, st: st, at: at, env: env, sum: sha256.New()}
+	}
+	return claim, nil
+}
+
+// Settle records what became of a claimed message and ends the claim: removed once every recipient was sent, kept as
+// failed for KeepFailed when one was not, else waiting again until p.Due, or held. It tries until it succeeds or ctx
+// ends; then the claim stays, so that nothing is sent again before the outcome is on the disk.
+func (q *Queue) Settle(ctx context.Context, env *envelope.Envelope, p envelope.Progress) error {
+	e := q.index.get(env.ID)
+	if e == nil {
+		return fmt.Errorf("settle %s: not in the queue", env.ID)
+	}
+	q.history(env, &p)
+	if len(p.Open(env)) == 0 && p.State == envelope.Sent {
+		return q.finish(ctx, e)
+	}
+	if p.State == envelope.Failed {
+		p.Due = p.Changed.Add(q.opts.KeepFailed)
+	}
+	return q.writeState(ctx, e, &p)
+}
+
+// Release ends a claim as if it had never been: nothing was tried that counts.
+func (q *Queue) Release(env *envelope.Envelope, p envelope.Progress) {
+	if e := q.index.get(env.ID); e != nil {
+		q.index.update(e, previous(e, p), time.Time{})
+	}
+}
+
+// finish removes a message, the mail record first: without it the rest is harmless.
+func (q *Queue) finish(ctx context.Context, e *entry) error {
+	err := q.persist(ctx, "remove mail", func(st *store) error { return st.remove(ctx, e.stream, e.mail) })
+	if err != nil {
+		return err
+	}
+	last, chunks, at := e.last, e.chunks, e.place()
+	q.index.drop(e)
+	if st := q.store.Load(); st != nil && (last != 0 || chunks != 0) {
+		if err := st.remove(ctx, at.stream, last); err != nil {
+			q.log.Debug("state record left behind", zap.String("id", string(at.id)), zap.Error(err))
+		}
+		if chunks != 0 {
+			if err := st.purgeChunks(ctx, at); err != nil {
+				q.log.Debug("body chunks left to expire", zap.String("id", string(at.id)), zap.Error(err))
+			}
+		}
+	}
+	return nil
+}
+
+// writeState replaces the state record of a message the caller holds, and moves it in the index.
+func (q *Queue) writeState(ctx context.Context, e *entry, p *envelope.Progress) error {
+	record, err := p.Encode()
+	if err != nil {
+		return err
+	}
+	err = q.persist(ctx, "write state", func(st *store) error {
+		seq, err := st.putState(ctx, e.place(), record, e.last)
+		if apiCode(err) == codeWrongSequence {
+			// An earlier try was stored and only its answer lost: this node alone writes, so the newest record is ours.
+			if e.last, err = st.lastState(ctx, e.place()); err == nil {
+				seq, err = st.putState(ctx, e.place(), record, e.last)
+			}
+		}
+		if err == nil {
+			e.last = seq
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	q.index.update(e, stateOf(p.State), p.Due)
+	return nil
+}
+
+// persist repeats op, across reopened servers, until it succeeds or ctx ends.
+func (q *Queue) persist(ctx context.Context, name string, op func(st *store) error) error {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, opTimeout) {
+		st := q.store.Load()
+		err := errors.New("server is being reopened")
+		if st != nil {
+			if err = op(st); err == nil {
+				return nil
+			}
+			q.fault(name, err)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+}
+
+// history notes an outcome. It is asynchronous and may lose its last moments in a crash: it is not the mail.
+func (q *Queue) history(env *envelope.Envelope, p *envelope.Progress) {
+	st := q.store.Load()
+	if st == nil {
+		return
+	}
+	envRecord, err1 := env.Encode()
+	record, err2 := p.Encode()
+	if err := errors.Join(err1, err2); err != nil {
+		q.log.Error("history record not written", zap.String("id", string(env.ID)), zap.Error(err))
+		return
+	}
+	at := st.place(env.ID, env.Sender)
+	header := nats.Header{headerEnvelope: {string(envRecord)}}
+	if p.State == envelope.Sent && q.opts.KeepSent < q.opts.KeepFailed {
+		header.Set(headerTTL, q.opts.KeepSent.Truncate(time.Second).String())
+	}
+	err := st.conns[int(at.stream)%len(st.conns)].PublishMsg(&nats.Msg{
+		Subject: fmt.Sprintf("relayd.history.%d.%s", at.shard, at.id), Header: header, Data: record,
+	})
+	if err != nil {
+		q.log.Warn("history record not written", zap.String("id", string(env.ID)), zap.Error(err))
+	}
+}

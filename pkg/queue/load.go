@@ -1,0 +1,281 @@
+package queue
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"relayd/pkg/envelope"
+)
+
+// loadStall is how long loading waits for the next record before it gives up.
+const loadStall = 30 * time.Second
+
+// attach makes conns the queue's store and brings the index in line with what the streams hold. After a reopen the index
+// is already there and knows more than the streams (what is being sent right now); it gains what it missed and loses,
+// loudly, what the disk lost.
+func (q *Queue) attach(ctx context.Context, conns []*nats.Conn) error {
+	st, err := openStore(ctx, conns, &q.opts)
+	if err != nil {
+		return err
+	}
+	if err := q.audit(ctx, st); err != nil {
+		return err
+	}
+	loads := make([]*loading, st.layout.Streams)
+	group, gctx := errgroup.WithContext(ctx)
+	for k := range st.layout.Streams {
+		loads[k] = &loading{q: q, stream: uint8(k), found: map[packedID]*found{}}
+		group.Go(func() error { return loads[k].read(gctx, st.mail[k]) })
+	}
+	if err := group.Wait(); err != nil {
+		return fmt.Errorf("load queue: %w", err)
+	}
+	seen := map[packedID]bool{}
+	for _, l := range loads {
+		if err := l.merge(ctx, st, seen); err != nil {
+			return fmt.Errorf("load queue: %w", err)
+		}
+	}
+	q.missing(seen)
+	q.store.Store(st)
+	return nil
+}
+
+// found is a message as its records tell it.
+type found struct {
+	entry  *entry
+	sender envelope.Address
+	reason string // why it is held, where loading itself decided so
+}
+
+// loading reads one mail stream.
+type loading struct {
+	q      *Queue
+	stream uint8
+	found  map[packedID]*found
+	alone  map[packedID]uint64 // state records without a mail record so far
+}
+
+func (l *loading) read(ctx context.Context, stream jetstream.Stream) error {
+	l.alone = map[packedID]uint64{}
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if info.State.Msgs == 0 {
+		return nil
+	}
+	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{HeadersOnly: true})
+	if err != nil {
+		return err
+	}
+	msgs, err := consumer.Messages(jetstream.PullMaxMessages(5000))
+	if err != nil {
+		return err
+	}
+	defer msgs.Stop()
+	for {
+		nctx, cancel := context.WithTimeout(ctx, loadStall)
+		msg, err := msgs.Next(jetstream.NextContext(nctx))
+		cancel()
+		if err != nil {
+			return fmt.Errorf("read %s: %w", info.Config.Name, err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return err
+		}
+		l.take(msg.Subject(), meta.Sequence.Stream, msg.Headers())
+		if meta.NumPending == 0 {
+			return nil
+		}
+	}
+}
+
+// take notes one record: relayd.mail.<k>.<s>.<id> or relayd.state.<k>.<s>.<id>.
+func (l *loading) take(subject string, seq uint64, header nats.Header) {
+	parts := strings.Split(subject, ".")
+	if len(parts) != 5 || !envelope.ID(parts[4]).Valid() {
+		l.q.log.Error("queue holds a record with a subject that is not relayd's", zap.String("subject", subject))
+		return
+	}
+	shard, err := strconv.ParseUint(parts[3], 10, 8)
+	if err != nil {
+		l.q.log.Error("queue holds a record with a subject that is not relayd's", zap.String("subject", subject))
+		return
+	}
+	id := packID(envelope.ID(parts[4]))
+	record := []byte(header.Get(headerEnvelope))
+	switch parts[1] {
+	case "mail":
+		l.found[id] = l.readMail(&entry{id: id, stream: l.stream, shard: uint8(shard), mail: seq, last: l.alone[id]}, record)
+		delete(l.alone, id)
+	case "state":
+		f := l.found[id]
+		if f == nil {
+			l.alone[id] = seq
+			return
+		}
+		l.readState(f, seq, record)
+	}
+}
+
+func (l *loading) readMail(e *entry, record []byte) *found {
+	f := &found{entry: e}
+	var env envelope.Envelope
+	if err := env.Decode(record); err != nil {
+		l.q.quarantined(e.id.unpack(), err)
+		e.state, f.reason = stateHeld, err.Error()
+		return f
+	}
+	e.size, e.chunks, e.due, f.sender = env.Size, int32(env.Chunks), env.Received.UnixNano(), env.Sender
+	return f
+}
+
+func (l *loading) readState(f *found, seq uint64, record []byte) {
+	f.entry.last = seq
+	if f.reason != "" {
+		return
+	}
+	var p envelope.Progress
+	if err := p.Decode(record); err != nil {
+		l.q.quarantined(f.entry.id.unpack(), err)
+		f.entry.state, f.reason = stateHeld, err.Error()
+		return
+	}
+	f.entry.state = stateOf(p.State)
+	f.entry.due = p.Due.UnixNano()
+}
+
+// merge brings the index up to the stream and clears leftovers away.
+func (l *loading) merge(ctx context.Context, st *store, seen map[packedID]bool) error {
+	l.q.refusedMu.Lock()
+	refused := l.q.refused
+	l.q.refused = map[envelope.ID]bool{}
+	l.q.refusedMu.Unlock()
+	defer func() { // another stream's records may be among them
+		l.q.refusedMu.Lock()
+		for id := range refused {
+			l.q.refused[id] = true
+		}
+		l.q.refusedMu.Unlock()
+	}()
+	for id, f := range l.found {
+		seen[id] = true
+		if refused[id.unpack()] { // its client was told to send again, and has
+			if err := st.remove(ctx, f.entry.stream, f.entry.mail); err != nil {
+				return err
+			}
+			delete(refused, id.unpack())
+			continue
+		}
+		l.q.index.add(f.entry, f.sender)
+	}
+	for _, seq := range l.alone {
+		if err := st.remove(ctx, l.stream, seq); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// missing drops from the index what no stream holds any more, which only a damaged disk can cause.
+func (q *Queue) missing(seen map[packedID]bool) {
+	q.index.mu.Lock()
+	var lost []*entry
+	for id, e := range q.index.entries {
+		if !seen[id] && e.state != stateSending {
+			lost = append(lost, e)
+		}
+	}
+	q.index.mu.Unlock()
+	for _, e := range lost {
+		q.lost(e)
+	}
+}
+
+func (q *Queue) lost(e *entry) {
+	q.log.Error("message is gone from the queue's storage: a damaged block or a deleted file", zap.String("id", string(e.id.unpack())),
+		zap.String("sender", string(e.lane.sender)))
+	q.metrics.lost.Inc()
+	q.index.drop(e)
+}
+
+func (q *Queue) quarantined(id envelope.ID, err error) {
+	q.log.Error("message quarantined: it is not what was accepted, and is not sent", zap.String("id", string(id)), zap.Error(err))
+	q.metrics.quarantined.Inc()
+}
+
+// mark is a mail stream's audit mark, written at a clean stop: after it the stream must be found just so.
+type mark struct {
+	Last uint64 `json:"last"` // highest sequence
+	Msgs uint64 `json:"msgs"`
+}
+
+func auditSubject(k int) string { return "relayd.meta.audit." + strconv.Itoa(k) }
+
+// audit compares every mail stream with the mark of the last clean stop, reports what is missing and takes the mark back.
+// A flipped bit makes the server drop the rest of its block without a word; this is the word.
+func (q *Queue) audit(ctx context.Context, st *store) error {
+	meta, err := st.meta.Stream(ctx, "RELAYD_META")
+	if err != nil {
+		return err
+	}
+	for k, stream := range st.mail {
+		msg, err := meta.GetLastMsgForSubject(ctx, auditSubject(k))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read audit mark: %w", err)
+		}
+		var m mark
+		if len(msg.Data) == 0 {
+			continue
+		}
+		if err := json.Unmarshal(msg.Data, &m); err != nil {
+			return fmt.Errorf("read audit mark: %w", err)
+		}
+		info, err := stream.Info(ctx)
+		if err != nil {
+			return err
+		}
+		if now := (mark{info.State.LastSeq, info.State.Msgs}); now != m {
+			q.log.Error("queue storage changed while relayd was stopped: records are missing or damaged; restore a backup or check the disk",
+				zap.String("stream", info.Config.Name), zap.Any("was", m), zap.Any("is", now))
+			q.metrics.auditFailures.Inc()
+		}
+		if _, err := st.meta.Publish(ctx, auditSubject(k), nil); err != nil {
+			return fmt.Errorf("take audit mark back: %w", err)
+		}
+	}
+	return nil
+}
+
+// writeMarks is the last act of a clean stop.
+func (q *Queue) writeMarks(ctx context.Context, st *store) error {
+	for k, stream := range st.mail {
+		info, err := stream.Info(ctx)
+		if err != nil {
+			return err
+		}
+		data, err := json.Marshal(mark{info.State.LastSeq, info.State.Msgs})
+		if err != nil {
+			return err
+		}
+		if _, err := st.meta.Publish(ctx, auditSubject(k), data); err != nil {
+			return err
+		}
+	}
+	return nil
+}

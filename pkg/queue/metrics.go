@@ -1,0 +1,104 @@
+package queue
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"relayd/pkg/envelope"
+)
+
+// scanEvery bounds how often a scrape walks the whole index: a million entries take tens of milliseconds.
+const scanEvery = 5 * time.Second
+
+// metrics of the queue. relayd_queue_{messages,bytes,oldest_seconds} have the label state: queued, sending, deferred,
+// uncertain, held, failed, parked.
+type metrics struct {
+	faults, reopened, quarantined, lost, auditFailures prometheus.Counter
+
+	queue                   *Queue
+	messages, bytes, oldest *prometheus.Desc
+
+	mu      sync.Mutex // guards what follows
+	scanned time.Time
+	tally   map[envelope.State]*tally
+}
+
+type tally struct {
+	messages int
+	bytes    int64
+	oldest   envelope.ID // ids are ordered by time
+}
+
+func newMetrics(reg prometheus.Registerer, q *Queue) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		reg.MustRegister(c)
+		return c
+	}
+	label := []string{"state"}
+	m := &metrics{
+		queue:         q,
+		faults:        counter("relayd_queue_faults_total", "Failed operations of the queue's storage."),
+		reopened:      counter("relayd_queue_reopened_total", "Times the queue's storage was reopened after a fault."),
+		quarantined:   counter("relayd_queue_quarantined_total", "Messages held because they do not match their hash."),
+		lost:          counter("relayd_queue_lost_total", "Messages gone from the queue's storage. Anything but 0 is an emergency."),
+		auditFailures: counter("relayd_queue_audit_failures_total", "Streams found changed after a clean stop."),
+		messages:      prometheus.NewDesc("relayd_queue_messages", "Messages in the queue.", label, nil),
+		bytes:         prometheus.NewDesc("relayd_queue_bytes", "Octets of the messages in the queue.", label, nil),
+		oldest:        prometheus.NewDesc("relayd_queue_oldest_seconds", "Age of the oldest message in the queue.", label, nil),
+	}
+	reg.MustRegister(m)
+	return m
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	ch <- m.messages
+	ch <- m.bytes
+	ch <- m.oldest
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	if now.Sub(m.scanned) >= scanEvery {
+		m.tally = m.queue.count()
+		m.scanned = now
+	}
+	for s, t := range m.tally {
+		age := 0.0
+		if t.messages > 0 {
+			age = max(0, now.Sub(t.oldest.Time()).Seconds())
+		}
+		ch <- prometheus.MustNewConstMetric(m.messages, prometheus.GaugeValue, float64(t.messages), string(s))
+		ch <- prometheus.MustNewConstMetric(m.bytes, prometheus.GaugeValue, float64(t.bytes), string(s))
+		ch <- prometheus.MustNewConstMetric(m.oldest, prometheus.GaugeValue, age, string(s))
+	}
+}
+
+// count walks the index.
+func (q *Queue) count() map[envelope.State]*tally {
+	tallies := map[envelope.State]*tally{envelope.Parked: {}}
+	for _, s := range stateNames {
+		tallies[s] = &tally{}
+	}
+	q.index.mu.Lock()
+	defer q.index.mu.Unlock()
+	for _, e := range q.index.entries {
+		s := stateNames[e.state]
+		if e.state.waiting() && e.lane.parked != "" {
+			s = envelope.Parked
+		}
+		t := tallies[s]
+		t.messages++
+		t.bytes += e.size
+		if t.oldest == "" || string(e.id[:]) < string(t.oldest) {
+			t.oldest = e.id.unpack()
+		}
+	}
+	return tallies
+}

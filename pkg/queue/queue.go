@@ -1,0 +1,220 @@
+// Package queue keeps accepted mail until every recipient is settled: durable on JetStream, scheduled from memory.
+//
+// A message is one immutable mail record (the envelope in a header, a small body as payload); a large body is chunks
+// published before it, so that the mail record commits them. Once there is something to remember (an attempt, a hold), a
+// state record replaces its predecessor under the message's own subject. An index in memory says who is due; it is
+// rebuilt from the records at start.
+//
+// What a crash leaves behind, step by step:
+//
+//   - chunks without a mail record: the message was never accepted; the chunks expire by age.
+//   - a mail record whose acknowledgement nobody saw: the client was told 451 or nothing, and sends again.
+//   - a message claimed but not settled: queued again, as its last state record says.
+//   - a mail record removed, its state or chunks not: leftovers, collected at the next start or by age.
+//
+// Traps of the engine that shaped this, each with its test: a subject limit evicts without a tombstone, and the old state
+// comes back after kill -9 (so: rollup with the expected revision, removal explicit); a stream that met a write error
+// stays refused until its server is reopened (so: Options.Reopen); a flipped bit drops records in silence (so: a hash of
+// our own on everything, and an audit of the counts at each clean stop and start).
+package queue
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"golang.org/x/sync/semaphore"
+
+	"relayd/pkg/envelope"
+	"relayd/pkg/status"
+)
+
+const (
+	// inlineBytes is the largest body kept in the mail record. Loading the index reads bodies too, at disk speed, so a
+	// larger limit makes restarts slower; below it one synced write accepts a message, above it at least two.
+	inlineBytes = 64 << 10
+	// chunkBytes leaves room for headers under NATS's default payload limit of 1 MiB.
+	chunkBytes = 512 << 10
+	// chunkWindow bounds one message's chunks on their way to the disk.
+	chunkWindow = 8
+)
+
+// Options of a queue. Zero values are stated; the others are required.
+type Options struct {
+	// Reopen returns fresh connections to a server that was closed and started again. Called from Run only.
+	Reopen func(ctx context.Context) ([]*nats.Conn, error)
+
+	Dir          string        // the file system watched for MinFreeBytes
+	MinFreeBytes int64         // refuse intake when less is free; 0: never
+	MaxBytes     int64         // refuse intake at 90% of this many octets of stored mail; 0: no limit but the disk's
+	MemoryBytes  int64         // octets of large bodies between client and disk, all messages together; 0: 64 MiB
+	Lifetime     time.Duration // of a message; chunks outlive it. 0: 5 days
+	KeepSent     time.Duration // history of sent mail; 0: 7 days
+	KeepFailed   time.Duration // failed mail itself, and its history; 0: 30 days
+
+	Logger     *zap.Logger
+	Registerer prometheus.Registerer
+}
+
+func (o *Options) setDefaults() {
+	if o.MemoryBytes <= 0 {
+		o.MemoryBytes = 64 << 20
+	}
+	if o.Lifetime <= 0 {
+		o.Lifetime = 5 * 24 * time.Hour
+	}
+	if o.KeepSent <= 0 {
+		o.KeepSent = 7 * 24 * time.Hour
+	}
+	if o.KeepFailed <= 0 {
+		o.KeepFailed = 30 * 24 * time.Hour
+	}
+}
+
+// Queue is the durable queue. All methods may be called at once from many goroutines.
+type Queue struct {
+	opts    Options
+	log     *zap.Logger
+	metrics *metrics
+	memory  *semaphore.Weighted
+	space   space
+
+	store  atomic.Pointer[store] // nil while the server is being reopened
+	broken chan struct{}         // signals Run that the server must be reopened; capacity 1
+
+	index index
+
+	refusedMu sync.Mutex
+	refused   map[envelope.ID]bool // clients were told 451, yet the record may be there: removed after a reopen
+}
+
+// Open creates or verifies the streams over conns (one per stream, at least one in all) and loads the index.
+func Open(ctx context.Context, conns []*nats.Conn, opts Options) (*Queue, error) {
+	opts.setDefaults()
+	q := &Queue{
+		opts:    opts,
+		log:     opts.Logger,
+		memory:  semaphore.NewWeighted(opts.MemoryBytes),
+		broken:  make(chan struct{}, 1),
+		refused: map[envelope.ID]bool{},
+	}
+	q.index.init(&q.space)
+	q.metrics = newMetrics(opts.Registerer, q)
+	q.space = space{dir: opts.Dir, minFree: opts.MinFreeBytes, maxBytes: opts.MaxBytes}
+	if err := q.space.measure(); err != nil {
+		return nil, err
+	}
+	if err := q.attach(ctx, conns); err != nil {
+		return nil, err
+	}
+	return q, nil
+}
+
+// errUnavailable is what clients hear while the server is away or refuses to write.
+func errUnavailable(cause error) error {
+	return &status.Error{Code: 451, Enhanced: status.Enhanced{4, 3, 0}, Text: "queue unavailable, try again", Err: cause}
+}
+
+// Put stores a message and returns nil only once it is on the disk. It reads body to its end, sets Size, SHA256 and
+// Chunks of env, and writes env only then, so a caller may go on filling env in from within body. It returns body's own
+// error wrapped, or a [status.Error]: 452 when the storage or the memory for bodies is full, 451 for any failure.
+func (q *Queue) Put(ctx context.Context, env *envelope.Envelope, body io.Reader) error {
+	if err := q.space.admit(); err != nil {
+		return err
+	}
+	st := q.store.Load()
+	if st == nil {
+		return errUnavailable(errors.New("server is being reopened"))
+	}
+	at := st.place(env.ID, env.Sender)
+	buf := inlineBuffers.Get().(*[inlineBytes]byte)
+	defer inlineBuffers.Put(buf)
+	n, end, err := fill(body, buf[:])
+	if err != nil {
+		return fmt.Errorf("read message: %w", err)
+	}
+	inline := buf[:n]
+	if !end {
+		if err := q.putChunks(ctx, st, at, env, inline, body); err != nil {
+			return err
+		}
+		inline = nil
+	} else {
+		env.Size, env.Chunks, env.SHA256 = int64(n), 0, sha256.Sum256(inline)
+	}
+	return q.commit(ctx, st, at, env, inline)
+}
+
+var inlineBuffers = sync.Pool{New: func() any { return new([inlineBytes]byte) }}
+
+// commit writes the mail record: the moment of acceptance.
+func (q *Queue) commit(ctx context.Context, st *store, at place, env *envelope.Envelope, inline []byte) error {
+	record, err := env.Encode()
+	if err != nil {
+		return status.From(fmt.Errorf("encode envelope: %w", err))
+	}
+	seq, err := st.putMail(ctx, at, record, inline)
+	switch {
+	case err == nil:
+	case errors.Is(err, nats.ErrMaxPayload):
+		return &status.Error{Code: 552, Enhanced: status.Enhanced{5, 3, 4}, Text: "envelope too large: fewer recipients, please", Err: err}
+	case isFull(err):
+		return errFull(err)
+	default:
+		q.refusedMu.Lock()
+		q.refused[env.ID] = true
+		q.refusedMu.Unlock()
+		q.fault("put", err)
+		return errUnavailable(err)
+	}
+	q.space.grew(env.Size)
+	q.index.add(&entry{
+		id: packID(env.ID), stream: at.stream, shard: at.shard, mail: seq, size: env.Size, chunks: int32(env.Chunks),
+		due: env.Received.UnixNano(), state: stateQueued,
+	}, env.Sender)
+	return nil
+}
+
+// fault records a failed operation of the server and asks Run to reopen it.
+func (q *Queue) fault(op string, err error) {
+	q.log.Error("queue storage failed; reopening it", zap.String("operation", op), zap.Error(err))
+	q.metrics.faults.Inc()
+	select {
+	case q.broken <- struct{}{}:
+	default: // asked already
+	}
+}
+
+// Ready reports why the queue cannot take mail now, or nil: the readiness check.
+func (q *Queue) Ready() error {
+	if q.store.Load() == nil {
+		return errors.New("queue storage is being reopened after a write error")
+	}
+	if err := q.space.admit(); err != nil {
+		return err
+	}
+	return nil
+}
+
+// shardOf spreads senders over shards: all mail of one sender has one owner.
+func shardOf(sender envelope.Address, shards int) uint8 {
+	h := fnv.New32a()
+	io.WriteString(h, sender.Key()) // never fails (hash.Hash)
+	return uint8(h.Sum32() % uint32(shards))
+}
+
+// streamOf spreads messages over streams: each stream syncs by itself, so even one sender's mail syncs in parallel.
+func streamOf(id envelope.ID, streams int) uint8 {
+	h := fnv.New32a()
+	io.WriteString(h, string(id)) // never fails (hash.Hash)
+	return uint8(h.Sum32() % uint32(streams))
+}
