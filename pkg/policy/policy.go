@@ -1,0 +1,127 @@
+// Package policy decides which sender a message goes by, and which tenant, mailbox and limits that sender has.
+//
+// Exchange Online accepts a message only where its From is the authenticated mailbox or one that mailbox may Send As. The
+// configured senders are that knowledge, so relayd refuses at the door what Exchange would refuse after the fact.
+package policy
+
+import (
+	"errors"
+	"strings"
+	"sync/atomic"
+
+	"relayd/pkg/envelope"
+	"relayd/pkg/status"
+)
+
+// Sender is one rule. Where several match, an exact address goes before its domain.
+type Sender struct {
+	Match string         // "local@domain" or "*@domain", compared without case
+	Route envelope.Route // Login empty: the address itself
+}
+
+// Options are the rules in force.
+type Options struct {
+	Senders []Sender
+
+	// RewriteTo, where set, is the sender of every message whose own sender no rule matches; it must match one itself.
+	RewriteTo envelope.Address
+	// KeepOriginal asks that a rewritten message's original From becomes its Reply-To.
+	KeepOriginal bool
+}
+
+// Policy answers for one set of rules at a time. All methods may be called at once.
+type Policy struct {
+	rules atomic.Pointer[rules]
+}
+
+type rules struct {
+	exact        map[string]envelope.Route
+	domain       map[string]envelope.Route
+	rewriteTo    envelope.Address
+	keepOriginal bool
+}
+
+// New returns a policy with the given rules.
+func New(opts Options) *Policy {
+	p := new(Policy)
+	p.Configure(opts)
+	return p
+}
+
+// Configure replaces the rules at once.
+func (p *Policy) Configure(opts Options) {
+	r := &rules{
+		exact: map[string]envelope.Route{}, domain: map[string]envelope.Route{},
+		rewriteTo: opts.RewriteTo, keepOriginal: opts.KeepOriginal,
+	}
+	for _, s := range opts.Senders {
+		match := strings.ToLower(s.Match)
+		if domain, ok := strings.CutPrefix(match, "*@"); ok {
+			r.domain[domain] = s.Route
+		} else {
+			r.exact[match] = s.Route
+		}
+	}
+	p.rules.Store(r)
+}
+
+func (r *rules) route(a envelope.Address) (envelope.Route, bool) {
+	route, ok := r.exact[a.Key()]
+	if !ok {
+		route, ok = r.domain[strings.ToLower(a.Domain())]
+	}
+	if route.Login == "" {
+		route.Login = a
+	}
+	return route, ok && a != ""
+}
+
+func errUnknown(a envelope.Address) error {
+	return status.New(550, status.Enhanced{5, 7, 1}, "<%s>: no sender with that address is configured", a)
+}
+
+// Known reports whether a message with this reverse-path has a way out: nil, or a 550. The null reverse-path has: its
+// From decides.
+func (p *Policy) Known(reversePath envelope.Address) error {
+	r := p.rules.Load()
+	if reversePath == "" || r.rewriteTo != "" {
+		return nil
+	}
+	if _, ok := r.route(reversePath); !ok {
+		return errUnknown(reversePath)
+	}
+	return nil
+}
+
+// Choose returns the sender of a message with the given reverse-path and From, either of which may be empty. Where the
+// result is not from, From is to be rewritten to it; keepOriginal then asks for a Reply-To with the original. The error
+// is a 550.
+func (p *Policy) Choose(reversePath, from envelope.Address) (sender envelope.Address, keepOriginal bool, err error) {
+	r := p.rules.Load()
+	wanted := from
+	if wanted == "" {
+		wanted = reversePath
+	}
+	if _, ok := r.route(wanted); ok {
+		return wanted, false, nil
+	}
+	if r.rewriteTo != "" {
+		return r.rewriteTo, r.keepOriginal, nil
+	}
+	if wanted == "" {
+		return "", false, status.New(550, status.Enhanced{5, 7, 1}, "message has neither a reverse-path nor a From: no sender to go by")
+	}
+	return "", false, errUnknown(wanted)
+}
+
+// ErrNoRoute reports a sender whose rule was taken out of the configuration after its mail was accepted.
+var ErrNoRoute = errors.New("no sender with that address is configured any more")
+
+// Route returns the way of a sender Choose has returned. The error is ErrNoRoute.
+func (p *Policy) Route(sender envelope.Address) (*envelope.Route, error) {
+	route, ok := p.rules.Load().route(sender)
+	if !ok {
+		return nil, ErrNoRoute
+	}
+	return &route, nil
+}
