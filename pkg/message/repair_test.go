@@ -1,0 +1,202 @@
+package message
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestMailboxes(t *testing.T) {
+	tests := []struct {
+		name, in string
+		want     []Mailbox
+	}{
+		{"bare", "a@b", []Mailbox{{"", "a@b"}}},
+		{"brackets", "<a@b>", []Mailbox{{"", "a@b"}}},
+		{"name", "Ann Bee <a@b>", []Mailbox{{"Ann Bee", "a@b"}}},
+		{"quoted name with comma", `"Bee, Ann" <a@b>`, []Mailbox{{`"Bee, Ann"`, "a@b"}}},
+		{"quoted name hides an address", `"x <evil@x>" <a@b>`, []Mailbox{{`"x <evil@x>"`, "a@b"}}},
+		{"escaped quote", `"x\" <evil@x>" <a@b>`, []Mailbox{{`"x\" <evil@x>"`, "a@b"}}},
+		{"comment", "a@b (Ann <evil@x>)", []Mailbox{{"", "a@b"}}},
+		{"nested comment", "(x (y) <evil@x>) a@b", []Mailbox{{"", "a@b"}}},
+		{"comment inside", "a(x)@(y)b", []Mailbox{{"", "a@b"}}},
+		{"list", "a@b, Cee <c@d>", []Mailbox{{"", "a@b"}, {"Cee", "c@d"}}},
+		{"group", "Us: a@b, c@d;", []Mailbox{{"", "a@b"}, {"", "c@d"}}},
+		{"empty group", "undisclosed-recipients:;", nil},
+		{"encoded word", "=?utf-8?Q?=40=2C?= <a@b>", []Mailbox{{"=?utf-8?Q?=40=2C?=", "a@b"}}},
+		{"ISO-2022-JP with brackets in it", "\x1b$B<>\",\x1b(B <a@b>", []Mailbox{{"\x1b$B<>\",\x1b(B", "a@b"}}},
+		{"8-bit", "J\xf6rg <a@b>", []Mailbox{{"J\xf6rg", "a@b"}}},
+		{"device: address as its own name", "a@b <a@b>", []Mailbox{{"a@b", "a@b"}}},
+		{"device: another address as the name", "evil@x <a@b>", []Mailbox{{"evil@x", "a@b"}}},
+		{"device: unquoted comma", "Scanner, 3rd floor <a@b>", []Mailbox{{"Scanner", ""}, {"3rd floor", "a@b"}}},
+		{"device: no address", "Scanner", []Mailbox{{"Scanner", ""}}},
+		{"device: no closing bracket", "Scanner <a@b", []Mailbox{{"Scanner", "a@b"}}},
+		{"two pairs of brackets are two addresses", "x <a@b> <evil@x>", []Mailbox{{"x", "a@b"}, {"", "evil@x"}}},
+		{"obsolete white space", "a . b @ c . d", []Mailbox{{"", "a.b@c.d"}}},
+		{"quoted local part", `"a b"@c`, []Mailbox{{"", `"a b"@c`}}},
+		{"unfinished quote", `"x <a@b>`, []Mailbox{{`"x`, "a@b"}}},
+		{"unfinished comment", `(x <a@b>`, []Mailbox{{`(x`, "a@b"}}},
+		{"empty brackets", "x <>", []Mailbox{{"x", ""}}},
+		{"unfinished escape", "\x1b$B <a@b>", []Mailbox{{"\x1b$B <a@b>", ""}}},
+		{"nothing", "", nil},
+		{"too long", strings.Repeat("(", maxFrom) + "a@b", nil},
+	}
+	for _, tt := range tests {
+		got := Mailboxes(tt.in)
+		if tt.name == "unfinished escape" { // all of it is text that happens to hold an "@"
+			if len(got) != 1 || got[0].Name != "" {
+				t.Errorf("%s: got %q", tt.name, got)
+			}
+			continue
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s: -want +got\n%s", tt.name, diff)
+		}
+	}
+}
+
+func FuzzMailboxes(f *testing.F) {
+	for _, s := range []string{`"a" <b@c>, d`, "(((", "\x1b$B", `"\`, "a:b;c@d <", ",;<>"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, m := range Mailboxes(s) {
+			if m.Name == "" {
+				continue
+			}
+			quoted, _ := quoteName(m.Name)
+			if again, changed := quoteName(quoted); changed {
+				t.Fatalf("%q quoted is %q, and again %q", m.Name, quoted, again)
+			}
+		}
+	})
+}
+
+var repairs = Repairs{
+	Date: time.Date(2026, 3, 1, 9, 5, 0, 0, time.FixedZone("", 3600)), MessageID: "<id@relay.example>", Sender: "s@d",
+}
+
+const sound = "Date: x\r\nMessage-ID: <y>\r\n"
+
+func TestRepair(t *testing.T) {
+	tests := []struct {
+		name, in, want string
+		notes          []string
+	}{
+		{"sound", sound + "From: Ann <a@b>\r\nMIME-Version: 1.0\r\nContent-Type: x\r\n", sound + "From: Ann <a@b>\r\nMIME-Version: 1.0\r\nContent-Type: x\r\n", nil},
+		{"nothing there", "", "From: <s@d>\r\nDate: Sun, 01 Mar 2026 09:05:00 +0100\r\nMessage-ID: <id@relay.example>\r\n",
+			[]string{"added the missing From", "added the missing Date", "added the missing Message-ID"}},
+		{"MIME-Version", sound + "From: a@b\r\nContent-Type: text/plain\r\n", sound + "From: a@b\r\nContent-Type: text/plain\r\nMIME-Version: 1.0\r\n", []string{"added the missing MIME-Version"}},
+		{"no MIME, no MIME-Version", sound + "From: a@b\r\nContent: x\r\n", sound + "From: a@b\r\nContent: x\r\n", nil},
+		{"Bcc", sound + "BCC: c@d,\r\n e@f\r\nFrom: a@b\r\nResent-Bcc: x\r\n", sound + "From: a@b\r\n", []string{"removed Bcc", "removed Resent-Bcc"}},
+		{"empty Message-ID", "Date: x\r\nMessage-Id:\r\nFrom: a@b\r\n", "Date: x\r\nFrom: a@b\r\nMessage-ID: <id@relay.example>\r\n", []string{"added the missing Message-ID"}},
+		{"odd Message-ID stays", "Date: x\r\nMessage-Id: a b\r\nFrom: a@b\r\n", "Date: x\r\nMessage-Id: a b\r\nFrom: a@b\r\n", nil},
+		{"unquoted @", sound + "From: printer@domain.com <printer@domain.com>\r\n", sound + "From: \"printer@domain.com\" <printer@domain.com>\r\n", []string{"quoted the display name in From"}},
+		{"unquoted brackets", sound + "from: Scan [3] a\\b <a@b>\r\n", sound + "from: \"Scan [3] a\\\\b\" <a@b>\r\n", []string{"quoted the display name in From"}},
+		{"a dot in a name is tolerated", sound + "From: A. Bee <a@b>\r\n", sound + "From: A. Bee <a@b>\r\n", nil},
+		{"ISO-2022-JP stays", sound + "From: \x1b$B<>@\x1b(B <a@b>\r\n", sound + "From: \x1b$B<>@\x1b(B <a@b>\r\n", nil},
+		{"no address", sound + "From: Scanner\r\n", sound + "From: Scanner <s@d>\r\n", []string{"added the address missing in From"}},
+		{"empty From", sound + "From:\r\n", sound + "From: <s@d>\r\n", []string{"added the address missing in From"}},
+		{"unquoted comma cannot be told from a list", sound + "From: Scanner, 3rd floor <a@b>\r\n", sound + "From: Scanner, 3rd floor <a@b>\r\n", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			h, _, err := ReadHeader(strings.NewReader(tt.in+"\r\n"), 10000)
+			if err != nil {
+				t.Fatal(err)
+			}
+			notes := h.Repair(repairs)
+			if diff := cmp.Diff(tt.notes, notes); diff != "" {
+				t.Errorf("notes -want +got\n%s", diff)
+			}
+			if got := string(h.Append(nil)); got != tt.want+"\r\n" {
+				t.Errorf("got  %q\nwant %q", got, tt.want+"\r\n")
+			}
+		})
+	}
+	h := new(Header)
+	h.Repair(Repairs{})
+	if h.Count("From") != 0 {
+		t.Error("added a From without a sender")
+	}
+}
+
+func TestSetFrom(t *testing.T) {
+	for in, want := range map[string]string{
+		"From: \"Bee, Ann\" <a@b>\r\n":     "From: \"Bee, Ann\" <s@d>\r\n",
+		"From: a@b\r\n":                    "From: <s@d>\r\n",
+		"From: x@y <a@b>,\r\n c <d@e>\r\n": "From: \"x@y\" <s@d>\r\n",
+		"To: x\r\n":                        "To: x\r\nFrom: <s@d>\r\n",
+	} {
+		h, _, err := ReadHeader(strings.NewReader(in), 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.SetFrom("s@d")
+		if got := string(h.Append(nil)); got != want+"\r\n" {
+			t.Errorf("%q: got %q, want %q", in, got, want+"\r\n")
+		}
+	}
+}
+
+func TestMessageID(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                    "",
+		"Message-ID: <a@b>\r\n":               "<a@b>",
+		"Message-ID:\r\n <a@b> (comment)\r\n": "<a@b>",
+		"Message-ID: no-brackets\r\n":         "no-brackets",
+		"Message-ID: a b\r\n":                 "",
+		"Message-ID: <\xe9>\r\n":              "",
+		"Message-ID: <" + strings.Repeat("x", 998) + ">\r\n": "",
+	} {
+		h, _, err := ReadHeader(strings.NewReader(in), 5000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := h.MessageID(); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestReceived(t *testing.T) {
+	full := Received{
+		HELO: "app.example", Peer: netip.MustParseAddr("::ffff:10.0.0.5"), Host: "relay.example", Extended: true,
+		TLS: "TLS 1.3, TLS_AES_128_GCM_SHA256", Auth: true, ID: "0123", Recipient: "r@x", Date: repairs.Date,
+	}
+	want := "Received: from app.example ([10.0.0.5])\r\n\tby relay.example with ESMTPSA" +
+		" (TLS 1.3, TLS_AES_128_GCM_SHA256) id 0123\r\n\tfor <r@x>;\r\n\tSun, 01 Mar 2026 09:05:00 +0100\r\n"
+	if f := full.Field(); f.Name != "Received" || string(f.Raw) != want {
+		t.Errorf("got  %q\nwant %q", f.Raw, want)
+	}
+	tests := []struct {
+		r    Received
+		want string
+	}{
+		{Received{}, " with SMTP id"},
+		{Received{Extended: true}, " with ESMTP id"},
+		{Received{Extended: true, Auth: true}, " with ESMTPA id"},
+		{Received{TLS: "x"}, " with ESMTPS (x) id"},
+		{Received{Extended: true, SMTPUTF8: true, TLS: "x", Auth: true}, " with UTF8SMTPSA (x) id"},
+		{Received{HELO: "a)\r\nX: y;(é"}, "from a???X:?y???? ("},
+		{Received{Peer: netip.MustParseAddr("2001:db8::1")}, " ([IPv6:2001:db8::1])"},
+		{Received{HELO: ""}, "from unknown ("},
+		{Received{HELO: "[10.0.0.1]"}, "from [10.0.0.1] ("},
+		{Received{ID: "7"}, " id 7;\r\n\t"},
+	}
+	for _, tt := range tests {
+		if !tt.r.Peer.IsValid() {
+			tt.r.Peer = netip.MustParseAddr("192.0.2.1")
+		}
+		if got := string(tt.r.Field().Raw); !strings.Contains(got, tt.want) {
+			t.Errorf("got %q, want it to contain %q", got, tt.want)
+		}
+	}
+	long := Received{HELO: strings.Repeat("a", 5000), Peer: netip.MustParseAddr("192.0.2.1")}
+	if got := len(long.Field().Raw); got > 500 {
+		t.Errorf("HELO not bounded: %d octets", got)
+	}
+}
