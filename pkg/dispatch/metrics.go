@@ -1,0 +1,101 @@
+package dispatch
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// outcomes are the values of relayd_deliveries_total's label outcome.
+var outcomes = [...]string{"sent", "deferred", "failed", "parked", "uncertain"}
+
+// metrics of the dispatcher. The label tenant is a configured name; the label sender a login, the first SenderLabels of
+// them, parked ones first, the others together as "other".
+type metrics struct {
+	deliveries     *prometheus.CounterVec
+	duration, wait *prometheus.HistogramVec
+	duplicates     prometheus.Counter
+
+	dispatcher        *Dispatcher
+	parked, remaining *prometheus.Desc
+}
+
+func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
+	histogram := func(name, help string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: name, Help: help,
+			Buckets:                        []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 14400},
+			NativeHistogramBucketFactor:    1.1,
+			NativeHistogramMaxBucketNumber: 100,
+		}, []string{"tenant"})
+	}
+	m := &metrics{
+		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "relayd_deliveries_total", Help: "Attempts at delivering a message, by what they came to.",
+		}, []string{"tenant", "outcome"}),
+		duration: histogram("relayd_delivery_duration_seconds", "Time one attempt took."),
+		wait:     histogram("relayd_queue_wait_seconds", "Time from acceptance to the first attempt."),
+		duplicates: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "relayd_possible_duplicates_total", Help: "Messages sent again because an attempt ended between final dot and reply.",
+		}),
+		dispatcher: d,
+		parked:     prometheus.NewDesc("relayd_sender_parked", "1 where the mailbox cannot send now and its mail waits for a cure.", []string{"sender"}, nil),
+		remaining:  prometheus.NewDesc("relayd_sender_recipients_remaining", "Recipients the mailbox has left in its rolling day.", []string{"sender"}, nil),
+	}
+	reg.MustRegister(m.deliveries, m.duration, m.wait, m.duplicates, m)
+	return m
+}
+
+// tenant creates the series of a tenant, so that rates start at zero and not with the first event.
+func (m *metrics) tenant(name string) {
+	for _, o := range outcomes {
+		m.deliveries.WithLabelValues(name, o)
+	}
+	m.duration.WithLabelValues(name)
+	m.wait.WithLabelValues(name)
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	ch <- m.parked
+	ch <- m.remaining
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	type row struct {
+		sender    string
+		parked    float64
+		remaining int
+	}
+	d := m.dispatcher
+	now := time.Now()
+	d.mu.Lock()
+	rows := make([]row, 0, len(d.mailboxes))
+	for _, mb := range d.mailboxes {
+		r := row{sender: mb.route.Login.Key(), remaining: mb.day.remaining(now)}
+		if mb.parkedFor() != "" {
+			r.parked = 1
+		}
+		rows = append(rows, r)
+	}
+	d.mu.Unlock()
+	slices.SortFunc(rows, func(a, b row) int {
+		return cmp.Or(cmp.Compare(b.parked, a.parked), cmp.Compare(a.sender, b.sender))
+	})
+	rows = slices.CompactFunc(rows, func(a, b row) bool { return a.sender == b.sender }) // one login in two tenants
+	if limit := d.opts.SenderLabels; len(rows) > limit {
+		other := row{sender: "other", remaining: rows[limit].remaining}
+		for _, r := range rows[limit:] {
+			other.parked = max(other.parked, r.parked)
+			other.remaining = min(other.remaining, r.remaining)
+		}
+		rows = append(rows[:limit], other)
+	}
+	for _, r := range rows {
+		ch <- prometheus.MustNewConstMetric(m.parked, prometheus.GaugeValue, r.parked, r.sender)
+		ch <- prometheus.MustNewConstMetric(m.remaining, prometheus.GaugeValue, float64(r.remaining), r.sender)
+	}
+}
