@@ -1,0 +1,198 @@
+// Package config reads relayd's configuration: strict YAML, defaults, environment overrides, validation, JSON Schema.
+//
+// Everything wrong with a configuration is found in one pass and reported with file, line, column, key and a way out,
+// as an [Error]. A [Config] that was returned without an error is complete: every default is filled in and every file
+// it refers to could be read a moment ago. The package keeps no state; a caller that reloads keeps the old Config when
+// [Load] refuses the new one.
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+)
+
+// Config is a whole configuration file. Paths in it are relative to the working directory.
+type Config struct {
+	Hostname      string        `yaml:"hostname"`                        // name in EHLO and Received; default: the host name of the system
+	DataDir       string        `yaml:"data_dir"`                        // directory of the queue; default ./relayd-data
+	Listeners     []Listener    `yaml:"listeners" jsonschema:"required"` // at least one
+	Clients       []Client      `yaml:"clients"`                         // who may log in; none by default
+	Limits        Limits        `yaml:"limits"`                          // what a message may be
+	Queue         Queue         `yaml:"queue"`                           // how long and how much is kept
+	Tenants       []Tenant      `yaml:"tenants"`                         // app registrations in Entra ID
+	Senders       []Sender      `yaml:"senders"`                         // whose mail is sent, and by which tenant
+	UnknownSender UnknownSender `yaml:"unknown_sender"`                  // what becomes of mail from anybody else; default reject
+	Admin         Admin         `yaml:"admin"`                           // health and metrics for this machine
+	Metrics       Metrics       `yaml:"metrics"`                         // health and metrics for others
+	Log           Log           `yaml:"log"`                             // what is written to stderr
+}
+
+// Listener is one SMTP socket.
+type Listener struct {
+	Address             string    `yaml:"address" jsonschema:"required"`        // host:port; no host: all interfaces
+	TLS                 string    `yaml:"tls" enum:"none,starttls,implicit"`    // default none
+	CertFile            string    `yaml:"cert_file"`                            // PEM, leaf first
+	KeyFile             string    `yaml:"key_file"`                             // PEM
+	MinTLS              string    `yaml:"min_tls" enum:"1.0,1.1,1.2,1.3"`       // default 1.2; see MinTLSVersion
+	Auth                string    `yaml:"auth" enum:"none,optional,required"`   // default optional with clients, else none
+	PlaintextAuth       bool      `yaml:"plaintext_auth"`                       // offer AUTH before TLS; default false
+	AllowNetworks       []Network `yaml:"allow_networks"`                       // may send without AUTH; default loopback
+	LineEndings         string    `yaml:"line_endings" enum:"normalize,reject"` // bare CR and LF; default normalize
+	ProxyProtocol       bool      `yaml:"proxy_protocol"`                       // expect a PROXY header; default false
+	MaxConnections      int       `yaml:"max_connections" min:"1"`              // default 1000
+	MaxConnectionsPerIP int       `yaml:"max_connections_per_ip" min:"1"`       // default 50
+	CommandTimeout      Duration  `yaml:"command_timeout" min:"1s" max:"1h"`    // wait for a command; default 5m
+	MinBodyRate         Rate      `yaml:"min_body_rate" min:"0" max:"1MiB/s"`   // bytes a second; default 500; 0: none
+}
+
+// MinTLSVersion returns min_tls as crypto/tls knows it.
+func (l *Listener) MinTLSVersion() uint16 {
+	switch l.MinTLS {
+	case "1.0":
+		return tls.VersionTLS10
+	case "1.1":
+		return tls.VersionTLS11
+	case "1.3":
+		return tls.VersionTLS13
+	}
+	return tls.VersionTLS12
+}
+
+// Client is an app or device that logs in by SMTP AUTH.
+type Client struct {
+	Username          string    `yaml:"username" jsonschema:"required"`
+	PasswordHash      string    `yaml:"password_hash" jsonschema:"required"` // bcrypt, from `relayd password`
+	Networks          []Network `yaml:"networks"`                            // where it may log in from; default anywhere
+	Senders           []string  `yaml:"senders" jsonschema:"required"`       // addresses or *@domain it may send as
+	DefaultSender     string    `yaml:"default_sender"`                      // for MAIL FROM:<>; default none
+	MessagesPerMinute int       `yaml:"messages_per_minute" min:"0"`         // default 0: no limit
+}
+
+// Limits bound one message, and all bodies in flight together.
+type Limits struct {
+	MessageBytes Size `yaml:"message_bytes" min:"1KiB" max:"150MiB"` // default 35MiB, at most 150MiB
+	Recipients   int  `yaml:"recipients" min:"1"`                    // per message; default 500
+	HeaderBytes  Size `yaml:"header_bytes" min:"1KiB" max:"16MiB"`   // default 128KiB
+	Hops         int  `yaml:"hops" min:"1"`                          // Received fields; default 50
+	MemoryBytes  Size `yaml:"memory_bytes" min:"1MiB"`               // bodies in flight in the process; default 64MiB
+}
+
+// Queue says how long messages are tried and kept, and how much disk they may take.
+type Queue struct {
+	Backend      string     `yaml:"backend" enum:"embedded"`           // default embedded
+	Lifetime     Duration   `yaml:"lifetime" min:"1m" max:"365d"`      // then a message fails; default 5d
+	MaxBytes     Size       `yaml:"max_bytes" min:"1MiB"`              // all stored mail; default 10GiB
+	MinFreeBytes Size       `yaml:"min_free_bytes" min:"0"`            // disk left free; default 512MiB
+	Retry        []Duration `yaml:"retry" min:"1s" max:"7d"`           // waits between attempts; the last repeats
+	DelayWarning Duration   `yaml:"delay_warning" min:"0s" max:"365d"` // default 4h; 0: no warning
+	KeepSent     Duration   `yaml:"keep_sent" min:"0s" max:"3650d"`    // history of sent mail; default 7d
+	KeepFailed   Duration   `yaml:"keep_failed" min:"0s" max:"3650d"`  // failed mail; default 30d
+}
+
+// Tenant is one app registration in Entra ID.
+type Tenant struct {
+	Name              string `yaml:"name" jsonschema:"required"`
+	Cloud             string `yaml:"cloud" enum:"worldwide,gcc-high,dod,china"` // default worldwide
+	TenantID          string `yaml:"tenant_id" jsonschema:"required"`           // GUID or verified domain
+	ClientID          string `yaml:"client_id" jsonschema:"required"`           // GUID of the app registration
+	ClientSecret      Secret `yaml:"client_secret" jsonschema:"required"`
+	CredentialExpires Date   `yaml:"credential_expires"`              // zero: not said
+	Grant             string `yaml:"grant" enum:"client_credentials"` // default client_credentials
+	Authority         string `yaml:"authority"`                       // base URL without trailing slash; default by cloud
+	Scope             string `yaml:"scope"`                           // default by cloud
+	SMTPServer        string `yaml:"smtp_server"`                     // host:port; default by cloud
+	CAFile            string `yaml:"ca_file"`                         // PEM, trusted besides the system's roots
+}
+
+// RootCAs returns the roots to trust for this tenant's servers: the system's, and ca_file where one is set.
+// Without a ca_file it is nil, which crypto/tls takes as the system's roots.
+func (t *Tenant) RootCAs() (*x509.CertPool, error) {
+	if t.CAFile == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(t.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("cannot be read: %w", pathless(err))
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		return nil, fmt.Errorf("load the system's roots: %w", err)
+	}
+	if !pool.AppendCertsFromPEM(data) {
+		return nil, errors.New("holds no PEM certificate")
+	}
+	return pool, nil
+}
+
+// Sender is a mailbox, or all mailboxes of a domain, that relayd sends for. Exactly one of Address and Match is set.
+type Sender struct {
+	Address           string `yaml:"address"`
+	Match             string `yaml:"match"`                        // *@domain
+	Tenant            string `yaml:"tenant" jsonschema:"required"` // name of a tenant
+	Login             string `yaml:"login"`                        // mailbox to log in as; default the sender itself
+	Transport         string `yaml:"transport" enum:"smtp"`        // default smtp
+	Connections       int    `yaml:"connections" min:"1"`          // at once, each mailbox; default 3
+	MessagesPerMinute int    `yaml:"messages_per_minute" min:"1"`  // each mailbox; default 30
+	RecipientsPerDay  int    `yaml:"recipients_per_day" min:"1"`   // each mailbox; default 10000
+}
+
+// UnknownSender is what becomes of mail whose sender no entry of senders covers: refused, or sent in another's name.
+type UnknownSender struct {
+	RewriteTo       string `yaml:"rewrite_to"`        // the sender to put in its place; empty: refuse the message
+	ReplyToOriginal bool   `yaml:"reply_to_original"` // add Reply-To with the original sender; default true
+}
+
+// UnmarshalText reads the short form, the word "reject".
+func (u *UnknownSender) UnmarshalText(text []byte) error {
+	if string(text) != "reject" {
+		return fmt.Errorf("unknown value %q; write reject, or {rewrite_to: noreply@contoso.com}", text)
+	}
+	u.RewriteTo = ""
+	return nil
+}
+
+// Admin is the listener for this machine.
+type Admin struct {
+	Address string `yaml:"address"` // loopback only; default 127.0.0.1:8080
+}
+
+// Metrics is the listener for probes and Prometheus.
+type Metrics struct {
+	Address        string `yaml:"address"`                  // any interface; default empty: on the admin listener only
+	PerSenderLimit int    `yaml:"per_sender_limit" min:"0"` // senders that get a label of their own; default 200
+}
+
+// Log says what is written to stderr.
+type Log struct {
+	Level  string `yaml:"level" enum:"debug,info,warn,error"` // default info
+	Format string `yaml:"format" enum:"json,console"`         // default empty: console on a terminal, else json
+}
+
+// Files returns every file the configuration refers to: certificates, keys, CA files and secrets. Watch them together
+// with the configuration file.
+func (c *Config) Files() []string {
+	var files []string
+	for i := range c.Listeners {
+		files = append(files, c.Listeners[i].CertFile, c.Listeners[i].KeyFile)
+	}
+	for i := range c.Tenants {
+		files = append(files, c.Tenants[i].CAFile, c.Tenants[i].ClientSecret.File())
+	}
+	slices.Sort(files)
+	files = slices.Compact(files)
+	return slices.DeleteFunc(files, func(f string) bool { return f == "" })
+}
+
+// Prefixes returns networks as net/netip knows them.
+func Prefixes(networks []Network) []netip.Prefix {
+	prefixes := make([]netip.Prefix, len(networks))
+	for i, n := range networks {
+		prefixes[i] = netip.Prefix(n)
+	}
+	return prefixes
+}

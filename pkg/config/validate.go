@@ -1,0 +1,463 @@
+package config
+
+import (
+	"crypto/tls"
+	"encoding/pem"
+	"errors"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// What Exchange Online allows one mailbox; more than that only earns refusals.
+const (
+	exchangeConnections = 3
+	exchangePerMinute   = 30
+	exchangePerDay      = 10000
+)
+
+// validate reports what is wrong with values that were read, each for itself and all together.
+func (r *report) validate(c *Config, now time.Time) {
+	r.checkHostname(c)
+	if c.DataDir == "" {
+		r.errorf("data_dir", "is empty; name a directory")
+	}
+	if len(c.Listeners) == 0 {
+		r.errorf("listeners", `is missing, so no mail can come in; write listeners: [{address: ":2525"}]`)
+	}
+	for i := range c.Listeners {
+		r.checkListener(item("listeners", i), &c.Listeners[i], len(c.Clients) > 0)
+	}
+	r.checkClients(c)
+	if c.Limits.HeaderBytes > c.Limits.MessageBytes {
+		r.errorf("limits.header_bytes", "%v is more than limits.message_bytes, %v; write less", c.Limits.HeaderBytes,
+			c.Limits.MessageBytes)
+	}
+	r.checkQueue(c)
+	for i := range c.Tenants {
+		r.checkTenant(c, i, now)
+	}
+	r.checkSenders(c)
+	r.checkUnknownSender(c)
+	r.checkHTTP(c)
+	r.checkSockets(c)
+}
+
+func item(list string, i int) string { return list + "[" + strconv.Itoa(i) + "]" }
+
+func (r *report) checkHostname(c *Config) {
+	switch {
+	case c.Hostname == "" || len(c.Hostname) > 253 || strings.Trim(strings.ToLower(c.Hostname),
+		"abcdefghijklmnopqrstuvwxyz0123456789-._") != "" || strings.Contains(c.Hostname, ".."):
+		r.errorf("hostname", "%q is not a host name; write one like relay.contoso.com", c.Hostname)
+	case !strings.Contains(strings.Trim(c.Hostname, "."), "."):
+		r.warnf("hostname", "%q is not fully qualified, which Exchange Online expects; write one like relay.contoso.com",
+			c.Hostname)
+	}
+}
+
+func (r *report) checkListener(key string, l *Listener, clients bool) {
+	r.checkAddress(key+".address", l.Address)
+	if l.TLS == "none" {
+		for name, file := range map[string]string{".cert_file": l.CertFile, ".key_file": l.KeyFile} {
+			if file != "" && !r.given(key+".tls") {
+				r.errorf(key+name, "is set, but tls is none; write tls: starttls, or take it away")
+			}
+		}
+	} else {
+		for name, file := range map[string]string{".cert_file": l.CertFile, ".key_file": l.KeyFile} {
+			if file == "" {
+				r.errorf(key+name, "is missing, and tls: %s needs it; name a PEM file, or write tls: none", l.TLS)
+			}
+		}
+	}
+	clear := l.TLS == "none" && !l.PlaintextAuth
+	switch {
+	case l.Auth == "required" && !clients:
+		r.errorf(key+".auth", "is required, but no clients are configured, so nobody could send; add clients")
+	case l.Auth == "required" && clear:
+		r.errorf(key+".auth", "is required, but AUTH is not offered without TLS, so nobody could send; "+
+			"write tls: starttls, or plaintext_auth: true on a network you trust")
+	case l.Auth == "optional" && !clients:
+		r.warnf(key+".auth", "is optional, but no clients are configured, so nobody can log in; add clients")
+	case l.Auth == "optional" && clear && r.given(key+".auth"):
+		r.warnf(key+".auth", "is optional, but AUTH is not offered without TLS; "+
+			"write tls: starttls, or plaintext_auth: true on a network you trust")
+	case l.Auth != "none" && l.PlaintextAuth && l.TLS != "implicit":
+		r.warnf(key+".plaintext_auth", "passwords may travel in clear; write tls: starttls and plaintext_auth: false "+
+			"once the clients can")
+	}
+	for i, n := range l.AllowNetworks {
+		if n != (Network{}) && netip.Prefix(n).Bits() == 0 && l.Auth != "required" {
+			r.warnf(item(key+".allow_networks", i), "anybody who reaches this listener may send mail; "+
+				"write the networks of your own machines")
+		}
+	}
+}
+
+// checkAddress reports an address no socket can have.
+func (r *report) checkAddress(key, address string) {
+	if address == "" {
+		r.errorf(key, `is missing; write host:port, or ":2525" for all interfaces`)
+		return
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil || strings.ContainsAny(host, " /@%") {
+		r.errorf(key, `%q is not an address; write host:port, or ":2525" for all interfaces`, address)
+	}
+}
+
+func (r *report) checkClients(c *Config) {
+	first := map[string]string{}
+	for i := range c.Clients {
+		cl, key := &c.Clients[i], item("clients", i)
+		if cl.Username == "" {
+			r.errorf(key+".username", "is missing; write the name the app logs in with")
+		} else if before, twice := first[cl.Username]; twice {
+			r.errorf(key+".username", "%q is the name of %s, too; give each client its own", cl.Username, before)
+		}
+		first[cl.Username] = key
+		if cl.PasswordHash == "" {
+			r.errorf(key+".password_hash", "is missing; `relayd password` makes one")
+		} else if !isPasswordHash(cl.PasswordHash) {
+			r.errorf(key+".password_hash", "is not a bcrypt hash ($2b$10$ and 53 more characters); "+
+				"`relayd password` makes one")
+		}
+		if len(cl.Senders) == 0 {
+			r.errorf(key+".senders", `is missing, so it could send nothing; write addresses or "*@contoso.com"`)
+		}
+		for j, s := range cl.Senders {
+			r.checkClientSender(c, item(key+".senders", j), s)
+		}
+		if cl.DefaultSender == "" {
+			continue
+		}
+		if r.checkMailbox(key+".default_sender", cl.DefaultSender) && !covered(cl.DefaultSender, cl.Senders) {
+			r.errorf(key+".default_sender", "%q is not among the client's senders; add it there", cl.DefaultSender)
+		}
+	}
+}
+
+func (r *report) checkClientSender(c *Config, key, sender string) {
+	if strings.HasPrefix(sender, "*") {
+		if !isPattern(sender) {
+			r.errorf(key, `%q is neither an address nor *@domain; write it like "*@contoso.com"`, sender)
+			return
+		}
+	} else if !r.checkMailbox(key, sender) {
+		return
+	}
+	domain := sender[strings.LastIndexByte(sender, '@'):]
+	for _, s := range c.Senders {
+		if strings.EqualFold(s.Address, sender) || strings.EqualFold(s.Match, "*"+domain) {
+			return
+		}
+		if sender[0] == '*' && strings.HasSuffix(strings.ToLower(s.Address), strings.ToLower(domain)) {
+			return
+		}
+	}
+	if c.UnknownSender.RewriteTo == "" {
+		r.warnf(key, "%q is covered by no entry of senders, so its mail will be refused; add one", sender)
+	}
+}
+
+// isPasswordHash reports whether s has the form of a bcrypt hash, of a cost that can be checked in the time a client
+// waits.
+func isPasswordHash(s string) bool {
+	return regexp.MustCompile(`^\$2[aby]?\$(0[4-9]|1[0-5])\$[./A-Za-z0-9]{53}$`).MatchString(s)
+}
+
+// isPattern reports whether s is "*@" and a domain.
+func isPattern(s string) bool {
+	domain, found := strings.CutPrefix(s, "*@")
+	return found && isDomain(domain)
+}
+
+func isDomain(s string) bool {
+	return s != "" && len(s) <= 253 && !strings.ContainsAny(s, " @*<>,;:\"\\[](){}/") && !strings.Contains(s, "..") &&
+		s[0] != '.' && s[0] != '-' && s[len(s)-1] != '.' && s[len(s)-1] != '-'
+}
+
+func isMailbox(s string) bool {
+	i := strings.LastIndexByte(s, '@')
+	return i > 0 && i <= 64 && isDomain(s[i+1:]) && (s[0] == '"' || !strings.ContainsAny(s[:i], " @*<>,;:\"\\[]()"))
+}
+
+func (r *report) checkMailbox(key, address string) bool {
+	if !isMailbox(address) {
+		r.errorf(key, "%q is not a mail address; write one like app@contoso.com", address)
+		return false
+	}
+	return true
+}
+
+// covered reports whether address is one of patterns, or in one's domain.
+func covered(address string, patterns []string) bool {
+	domain := address[strings.LastIndexByte(address, '@'):]
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		return strings.EqualFold(p, address) || strings.EqualFold(p, "*"+domain)
+	})
+}
+
+func (r *report) checkQueue(c *Config) {
+	q := &c.Queue
+	if q.MaxBytes < c.Limits.MessageBytes {
+		r.errorf("queue.max_bytes", "%v is less than one message may have, %v; write more", q.MaxBytes, c.Limits.MessageBytes)
+	}
+	switch {
+	case len(q.Retry) == 0:
+		r.errorf("queue.retry", "is empty, so nothing would be tried again; write it like [1m, 5m, 1h]")
+	case q.Retry[0] >= q.Lifetime:
+		r.errorf("queue.retry", "its first wait, %v, is not shorter than queue.lifetime, %v, so nothing would be tried again; "+
+			"write a shorter one", q.Retry[0], q.Lifetime)
+	}
+	if q.DelayWarning >= q.Lifetime {
+		r.warnf("queue.delay_warning", "%v is not shorter than queue.lifetime, %v, so no warning will be sent; "+
+			"write less, or 0", q.DelayWarning, q.Lifetime)
+	}
+}
+
+func (r *report) checkTenant(c *Config, i int, now time.Time) {
+	t, key := &c.Tenants[i], item("tenants", i)
+	before := slices.IndexFunc(c.Tenants, func(other Tenant) bool { return other.Name == t.Name })
+	switch {
+	case t.Name == "":
+		r.errorf(key+".name", "is missing; write a short name for senders to refer to")
+	case !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`).MatchString(t.Name):
+		r.errorf(key+".name", "%q is not a name; write up to 63 letters, digits, dots, dashes or underscores", t.Name)
+	case before < i:
+		r.errorf(key+".name", "%q is the name of tenants[%d], too; give each tenant its own", t.Name, before)
+	case !slices.ContainsFunc(c.Senders, func(s Sender) bool { return s.Tenant == t.Name }):
+		r.warnf(key+".name", "no sender uses tenant %q; add one to senders", t.Name)
+	}
+	switch {
+	case t.TenantID == "":
+		r.errorf(key+".tenant_id", "is missing; copy the Directory (tenant) ID of the app registration")
+	case slices.Contains([]string{"common", "organizations", "consumers"}, t.TenantID):
+		r.errorf(key+".tenant_id", "%q gives an app no token; copy the Directory (tenant) ID of the app registration", t.TenantID)
+	case !isGUID(t.TenantID) && (!isDomain(t.TenantID) || !strings.Contains(t.TenantID, ".")):
+		r.errorf(key+".tenant_id", "%q is neither a GUID nor a domain; copy the Directory (tenant) ID", t.TenantID)
+	}
+	if t.ClientID == "" {
+		r.errorf(key+".client_id", "is missing; copy the Application (client) ID of the app registration")
+	} else if !isGUID(t.ClientID) {
+		r.errorf(key+".client_id", "%q is not a GUID; copy the Application (client) ID of the app registration", t.ClientID)
+	}
+	if t.ClientSecret.IsZero() {
+		r.errorf(key+".client_secret", "is missing; write a reference like file:/run/secrets/name or env:NAME")
+	} else if t.ClientSecret.Plain() {
+		r.warnf(key+".client_secret", "the secret itself stands in the file; move it and refer to it with file:, env: or cred:")
+	}
+	r.checkEndpoints(key, t)
+	if expires := time.Time(t.CredentialExpires); !expires.IsZero() && now.After(expires) {
+		r.warnf(key+".credential_expires", "%v has passed; make a new client secret", t.CredentialExpires)
+	} else if !expires.IsZero() && now.Add(30*day).After(expires) {
+		r.warnf(key+".credential_expires", "%v is less than 30 days away; make a new client secret", t.CredentialExpires)
+	}
+}
+
+func (r *report) checkEndpoints(key string, t *Tenant) {
+	u, err := url.Parse(t.Authority)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		r.errorf(key+".authority", "is not a base URL with https; write one like https://login.microsoftonline.com")
+	}
+	if !strings.HasSuffix(t.Scope, "/.default") || strings.ContainsAny(t.Scope, " \t") {
+		r.errorf(key+".scope", "%q does not end in /.default, which an app's own token needs; "+
+			"write one like https://outlook.office365.com/.default", t.Scope)
+	}
+	r.checkServer(key+".smtp_server", t.SMTPServer)
+}
+
+// checkServer reports an address nothing can be dialled at.
+func (r *report) checkServer(key, address string) {
+	host, port, err := net.SplitHostPort(address)
+	n, portErr := strconv.ParseUint(port, 10, 16)
+	if err != nil || portErr != nil || n == 0 || host == "" || strings.ContainsAny(host, " /@%") {
+		r.errorf(key, "%q is not a server; write host:port, like smtp.office365.com:587", address)
+	}
+}
+
+func isGUID(s string) bool {
+	return regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`).MatchString(s)
+}
+
+func (r *report) checkSenders(c *Config) {
+	if len(c.Senders) == 0 {
+		r.warnf("senders", "is missing, so all mail will be refused; write senders: [{match: \"*@contoso.com\", tenant: …}]")
+	}
+	first := map[string]string{}
+	for i := range c.Senders {
+		s, key := &c.Senders[i], item("senders", i)
+		name := key + ".address"
+		switch {
+		case !r.given(key+".address") && !r.given(key+".match"):
+			r.errorf(key, "has neither address nor match; write one")
+		case r.given(key+".address") && r.given(key+".match"):
+			r.errorf(key, "has both address and match; write one")
+		case r.given(name):
+			r.checkMailbox(name, s.Address)
+		case !isPattern(s.Match):
+			name = key + ".match"
+			r.errorf(name, `%q is not *@domain; write it like "*@contoso.com", or address: for one mailbox`, s.Match)
+		default:
+			name = key + ".match"
+		}
+		if who := strings.ToLower(s.Address + s.Match); who != "" && first[who] != "" {
+			r.errorf(name, "%q is given in %s, too; take one away", s.Address+s.Match, first[who])
+		} else {
+			first[who] = key
+		}
+		r.checkSenderTenant(c, key, s.Tenant)
+		if s.Login != "" {
+			r.checkMailbox(key+".login", s.Login)
+		}
+		r.checkPace(key, s)
+	}
+}
+
+func (r *report) checkSenderTenant(c *Config, key, tenant string) {
+	var names []string
+	for _, t := range c.Tenants {
+		names = append(names, t.Name)
+	}
+	switch {
+	case tenant == "":
+		r.errorf(key+".tenant", "is missing; write the name of one of tenants")
+	case slices.Contains(names, tenant):
+	case nearest(tenant, names) != "":
+		r.errorf(key+".tenant", "no tenant is called %q; did you mean %s?", tenant, nearest(tenant, names))
+	default:
+		r.errorf(key+".tenant", "no tenant is called %q; add it to tenants", tenant)
+	}
+}
+
+func (r *report) checkPace(key string, s *Sender) {
+	for _, pace := range [...]struct {
+		name        string
+		value, most int
+	}{
+		{".connections", s.Connections, exchangeConnections},
+		{".messages_per_minute", s.MessagesPerMinute, exchangePerMinute},
+		{".recipients_per_day", s.RecipientsPerDay, exchangePerDay},
+	} {
+		if pace.value > pace.most {
+			r.warnf(key+pace.name, "%d is more than Exchange Online allows a mailbox, %d; write less", pace.value, pace.most)
+		}
+	}
+}
+
+func (r *report) checkUnknownSender(c *Config) {
+	to := c.UnknownSender.RewriteTo
+	const key = "unknown_sender.rewrite_to"
+	if to == "" {
+		if r.given("unknown_sender.reply_to_original") {
+			r.errorf("unknown_sender.rewrite_to", "is missing; write the sender to put in place, or unknown_sender: reject")
+		}
+		return
+	}
+	var patterns []string
+	for _, s := range c.Senders {
+		patterns = append(patterns, s.Address, s.Match)
+	}
+	if r.checkMailbox(key, to) && !covered(to, patterns) {
+		r.errorf(key, "%q is covered by no entry of senders; add it there", to)
+	}
+}
+
+func (r *report) checkHTTP(c *Config) {
+	r.checkAddress("admin.address", c.Admin.Address)
+	if host, _, err := net.SplitHostPort(c.Admin.Address); err == nil && host != "localhost" {
+		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+			r.errorf("admin.address", "%q can be reached from other machines, and nobody would have to log in; "+
+				"write 127.0.0.1 and a port, and metrics.address for probes and Prometheus", c.Admin.Address)
+		}
+	}
+	if c.Metrics.Address != "" {
+		r.checkAddress("metrics.address", c.Metrics.Address)
+	}
+}
+
+// checkSockets reports addresses that could not all be listened on. Port 0 is any free one.
+func (r *report) checkSockets(c *Config) {
+	type socket struct{ key, host, port string }
+	var taken []socket
+	claim := func(key, address string) {
+		host, port, err := net.SplitHostPort(address)
+		if n, numberErr := strconv.ParseUint(port, 10, 16); err != nil || numberErr != nil || n == 0 {
+			return
+		}
+		if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() {
+			host = ""
+		}
+		for _, t := range taken {
+			if t.port == port && (t.host == host || t.host == "" || host == "") {
+				r.errorf(key, "%q is taken by %s; write another port", address, t.key)
+				return
+			}
+		}
+		taken = append(taken, socket{key, host, port})
+	}
+	for i, l := range c.Listeners {
+		claim(item("listeners", i)+".address", l.Address)
+	}
+	claim("admin.address", c.Admin.Address)
+	claim("metrics.address", c.Metrics.Address)
+}
+
+// checkFiles reads every file the configuration refers to.
+func (r *report) checkFiles(c *Config, now time.Time) {
+	for i := range c.Listeners {
+		if l := &c.Listeners[i]; l.TLS != "none" && l.CertFile != "" && l.KeyFile != "" {
+			r.checkKeyPair(item("listeners", i), l, now)
+		}
+	}
+	for i := range c.Tenants {
+		t, key := &c.Tenants[i], item("tenants", i)
+		if _, err := t.RootCAs(); err != nil {
+			r.errorf(key+".ca_file", "%q %v; name a readable file with the PEM certificate of the CA", t.CAFile, err)
+		}
+		if t.ClientSecret.IsZero() {
+			continue
+		}
+		if _, err := t.ClientSecret.Resolve(); err != nil {
+			r.errorf(key+".client_secret", "%v; put the secret there, or refer to another place", err)
+		}
+	}
+}
+
+func (r *report) checkKeyPair(key string, l *Listener, now time.Time) {
+	readable := true
+	for name, file := range map[string]string{".cert_file": l.CertFile, ".key_file": l.KeyFile} {
+		data, err := os.ReadFile(file)
+		if err == nil {
+			if block, _ := pem.Decode(data); block == nil {
+				err = errors.New("holds no PEM block")
+			}
+		}
+		if err != nil {
+			readable = false
+			r.errorf(key+name, "%q cannot be used: %v; name a readable PEM file", file, pathless(err))
+		}
+	}
+	if !readable {
+		return
+	}
+	pair, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
+	if err != nil {
+		r.errorf(key+".cert_file", "%q and %q do not make a key pair: %v; name a certificate and its own key", l.CertFile,
+			l.KeyFile, err)
+		return
+	}
+	if now.After(pair.Leaf.NotAfter) {
+		r.warnf(key+".cert_file", "the certificate expired on %s; renew it", pair.Leaf.NotAfter.Format(time.DateOnly))
+	}
+}
