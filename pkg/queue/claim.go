@@ -9,7 +9,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
@@ -86,7 +85,8 @@ func (q *Queue) fetch(ctx context.Context, e *entry) (envelope.Claim, error) {
 		return envelope.Claim{}, fmt.Errorf("read mail record: %w", err)
 	}
 	claim := envelope.Claim{Envelope: new(envelope.Envelope), Progress: envelope.Progress{State: envelope.Queued}}
-	if err := claim.Envelope.Decode([]byte(msg.Header.Get(headerEnvelope))); err != nil {
+	record, inline := splitRecord(msg.Header, msg.Data)
+	if err := claim.Envelope.Decode(record); err != nil {
 		return envelope.Claim{}, fmt.Errorf("mail record: %w", err)
 	}
 	if e.last != 0 {
@@ -94,14 +94,15 @@ func (q *Queue) fetch(ctx context.Context, e *entry) (envelope.Claim, error) {
 		if err != nil {
 			return envelope.Claim{}, fmt.Errorf("read state record: %w", err)
 		}
-		if err := claim.Progress.Decode([]byte(state.Header.Get(headerEnvelope))); err != nil {
+		record, _ := splitRecord(state.Header, state.Data)
+		if err := claim.Progress.Decode(record); err != nil {
 			return envelope.Claim{}, fmt.Errorf("state record: %w", err)
 		}
 	}
-	if claim.Envelope.Chunks == 0 && sha256.Sum256(msg.Data) != claim.Envelope.SHA256 {
+	if claim.Envelope.Chunks == 0 && sha256.Sum256(inline) != claim.Envelope.SHA256 {
 		return envelope.Claim{}, fmt.Errorf("body of %s: %w", claim.Envelope.ID, envelope.ErrCorrupt)
 	}
-	env, inline, at := claim.Envelope, msg.Data, e.place()
+	env, at := claim.Envelope, e.place()
 	claim.Body = func(ctx context.Context) io.Reader {
 		if env.Chunks == 0 {
 			return bytes.NewReader(inline)
@@ -217,14 +218,11 @@ func (q *Queue) history(env *envelope.Envelope, p *envelope.Progress) {
 		return
 	}
 	at := st.place(env.ID, env.Sender)
-	header := nats.Header{headerEnvelope: {string(envRecord)}}
+	msg := newRecord(fmt.Sprintf("relayd.history.%d.%s", at.shard, at.id), envRecord, record)
 	if p.State == envelope.Sent && q.opts.KeepSent < q.opts.KeepFailed {
-		header.Set(headerTTL, q.opts.KeepSent.Truncate(time.Second).String())
+		msg.Header.Set(headerTTL, q.opts.KeepSent.Truncate(time.Second).String())
 	}
-	err := st.conns[int(at.stream)%len(st.conns)].PublishMsg(&nats.Msg{
-		Subject: fmt.Sprintf("relayd.history.%d.%s", at.shard, at.id), Header: header, Data: record,
-	})
-	if err != nil {
+	if err := st.conns[int(at.stream)%len(st.conns)].PublishMsg(msg); err != nil {
 		q.log.Warn("history record not written", zap.String("id", string(env.ID)), zap.Error(err))
 	}
 }

@@ -95,7 +95,17 @@ func (l *loading) read(ctx context.Context, stream jetstream.Stream) error {
 		if err != nil {
 			return err
 		}
-		l.take(msg.Subject(), meta.Sequence.Stream, msg.Headers())
+		record := []byte(msg.Headers().Get(headerEnvelope))
+		if msg.Headers().Get(headerLength) != "" {
+			whole, err := stream.GetMsg(ctx, meta.Sequence.Stream)
+			if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+				return fmt.Errorf("read %s: %w", msg.Subject(), err)
+			}
+			if err == nil { // else unreadable: an empty record is a damaged one
+				record, _ = splitRecord(whole.Header, whole.Data)
+			}
+		}
+		l.take(msg.Subject(), meta.Sequence.Stream, record)
 		if meta.NumPending == 0 {
 			return nil
 		}
@@ -103,7 +113,7 @@ func (l *loading) read(ctx context.Context, stream jetstream.Stream) error {
 }
 
 // take notes one record: relayd.mail.<k>.<s>.<id> or relayd.state.<k>.<s>.<id>.
-func (l *loading) take(subject string, seq uint64, header nats.Header) {
+func (l *loading) take(subject string, seq uint64, record []byte) {
 	parts := strings.Split(subject, ".")
 	if len(parts) != 5 || !envelope.ID(parts[4]).Valid() {
 		l.q.log.Error("queue holds a record with a subject that is not relayd's", zap.String("subject", subject))
@@ -115,7 +125,6 @@ func (l *loading) take(subject string, seq uint64, header nats.Header) {
 		return
 	}
 	id := packID(envelope.ID(parts[4]))
-	record := []byte(header.Get(headerEnvelope))
 	switch parts[1] {
 	case "mail":
 		l.found[id] = l.readMail(&entry{id: id, stream: l.stream, shard: uint8(shard), mail: seq, last: l.alone[id]}, record)
@@ -154,7 +163,9 @@ func (l *loading) readState(f *found, seq uint64, record []byte) {
 		return
 	}
 	f.entry.state = stateOf(p.State)
-	f.entry.due = p.Due.UnixNano()
+	if !p.Due.IsZero() { // a held message has none of its own
+		f.entry.due = p.Due.UnixNano()
+	}
 }
 
 // merge brings the index up to the stream and clears leftovers away.

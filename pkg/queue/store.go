@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -28,10 +29,15 @@ const (
 	defaultShards  = 64 // as many owners as there can ever be
 
 	headerEnvelope = "Relayd-Envelope"
+	headerLength   = "Relayd-Envelope-Length" // instead of it: so many octets of the payload are the record, the rest the body
 	headerRollup   = "Nats-Rollup"
 	headerExpected = "Nats-Expected-Last-Subject-Sequence"
 	headerTTL      = "Nats-TTL"
 )
+
+// maxHeader is the longest record that travels in a header, where loading finds it without reading bodies. JetStream
+// takes no more than 64 KiB of headers in all, and 500 recipients with a reply each have more to say.
+const maxHeader = 48 << 10
 
 // opTimeout bounds one operation of the server. A write that missed it is tried once more before it counts as failed.
 const opTimeout = 2 * time.Second
@@ -166,10 +172,33 @@ func (st *store) readLayout(ctx context.Context) error {
 	return nil
 }
 
+// newRecord makes the message that holds a record and, after it, a body.
+func newRecord(subject string, record, body []byte) *nats.Msg {
+	if len(record) <= maxHeader {
+		return &nats.Msg{Subject: subject, Header: nats.Header{headerEnvelope: {string(record)}}, Data: body}
+	}
+	return &nats.Msg{
+		Subject: subject, Header: nats.Header{headerLength: {strconv.Itoa(len(record))}}, Data: slices.Concat(record, body),
+	}
+}
+
+// splitRecord undoes newRecord. What newRecord never made comes back as an empty record, which no decoder takes.
+func splitRecord(header nats.Header, data []byte) (record, body []byte) {
+	length := header.Get(headerLength)
+	if length == "" {
+		return []byte(header.Get(headerEnvelope)), data
+	}
+	n, err := strconv.Atoi(length)
+	if err != nil || n < 0 || n > len(data) {
+		return nil, nil
+	}
+	return data[:n], data[n:]
+}
+
 // putMail writes a mail record and returns its sequence. The second try expects that there is none yet: if the first was
 // stored and only its answer lost, the server says so.
 func (st *store) putMail(ctx context.Context, at place, record, body []byte) (uint64, error) {
-	msg := &nats.Msg{Subject: at.subject("mail"), Header: nats.Header{headerEnvelope: {string(record)}}, Data: body}
+	msg := newRecord(at.subject("mail"), record, body)
 	ack, err := st.publish(ctx, at, msg)
 	if err == nil || !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
 		return ack, err
@@ -200,11 +229,10 @@ func (st *store) publish(ctx context.Context, at place, msg *nats.Msg) (uint64, 
 
 // putState replaces the message's state record, whose sequence the caller believes to be last (0: none yet).
 func (st *store) putState(ctx context.Context, at place, record []byte, last uint64) (uint64, error) {
-	return st.publish(ctx, at, &nats.Msg{Subject: at.subject("state"), Header: nats.Header{
-		headerEnvelope: {string(record)}, // in a header like the envelope: the index loads headers only
-		headerRollup:   {"sub"},
-		headerExpected: {strconv.FormatUint(last, 10)},
-	}})
+	msg := newRecord(at.subject("state"), record, nil)
+	msg.Header.Set(headerRollup, "sub")
+	msg.Header.Set(headerExpected, strconv.FormatUint(last, 10))
+	return st.publish(ctx, at, msg)
 }
 
 // lastState returns the sequence of the message's state record, 0 for none.
