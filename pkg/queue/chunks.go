@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
 
 	"relayd/pkg/envelope"
 	"relayd/pkg/status"
@@ -23,19 +24,34 @@ const memoryWait = 30 * time.Second
 
 var chunkBuffers = sync.Pool{New: func() any { return new([chunkBytes]byte) }}
 
+// errEarlierChunk stops publish; copy returns reap's error in its place.
+var errEarlierChunk = errors.New("an earlier chunk failed")
+
 // chunkWriter publishes a large body while it arrives, at most chunkWindow chunks ahead of the disk.
 type chunkWriter struct {
-	q       *Queue
-	st      *store
-	at      place
-	pending []jetstream.PubAckFuture
-	n       int
+	q      *Queue
+	st     *store
+	at     place
+	acks   chan jetstream.PubAckFuture // from write to reap
+	broken chan struct{}               // closed by reap at the first failure
+	n      int                         // chunks published
+	flying int64                       // octets published, not yet an entry's
 }
 
-// putChunks stores head and the rest of body as chunks. On return every one of them is on the disk.
-func (q *Queue) putChunks(ctx context.Context, st *store, at place, env *envelope.Envelope, head []byte, body io.Reader) error {
-	w := &chunkWriter{q: q, st: st, at: at}
-	defer w.release()
+// copy stores head and the rest of body as chunks. On return every one of them is on the disk, or it failed.
+func (w *chunkWriter) copy(ctx context.Context, env *envelope.Envelope, head []byte, body io.Reader) error {
+	w.acks, w.broken = make(chan jetstream.PubAckFuture, chunkWindow-2), make(chan struct{})
+	reaped := make(chan error, 1)
+	go func() { reaped <- w.reap(ctx) }() // ends with acks
+	err := w.publish(ctx, env, head, body)
+	close(w.acks)
+	if rerr := <-reaped; err == nil || errors.Is(err, errEarlierChunk) {
+		return rerr
+	}
+	return err
+}
+
+func (w *chunkWriter) publish(ctx context.Context, env *envelope.Envelope, head []byte, body io.Reader) error {
 	sum := sha256.New()
 	src := io.TeeReader(io.MultiReader(bytes.NewReader(head), body), sum)
 	buf := chunkBuffers.Get().(*[chunkBytes]byte)
@@ -53,9 +69,6 @@ func (q *Queue) putChunks(ctx context.Context, st *store, at place, env *envelop
 			}
 			size += int64(n)
 		}
-	}
-	if err := w.wait(ctx, 0); err != nil {
-		return err
 	}
 	env.Size, env.Chunks = size, w.n
 	sum.Sum(env.SHA256[:0])
@@ -82,9 +95,6 @@ func (w *chunkWriter) write(ctx context.Context, data []byte) error {
 	if err := w.q.space.admit(); err != nil {
 		return err
 	}
-	if err := w.wait(ctx, chunkWindow-1); err != nil {
-		return err
-	}
 	wctx, cancel := context.WithTimeout(ctx, memoryWait)
 	defer cancel()
 	if err := w.q.memory.Acquire(wctx, chunkBytes); err != nil {
@@ -94,58 +104,79 @@ func (w *chunkWriter) write(ctx context.Context, data []byte) error {
 		jetstream.WithRetryAttempts(0)) // a retry would read the buffer after it was filled anew
 	if err != nil {
 		w.q.memory.Release(chunkBytes)
-		return w.failed(err)
+		return w.failed(ctx, err)
 	}
-	w.pending = append(w.pending, ack)
 	w.n++
-	return nil
-}
-
-// wait blocks until at most left chunks are unacknowledged.
-func (w *chunkWriter) wait(ctx context.Context, left int) error {
-	for len(w.pending) > left {
-		ack := w.pending[0]
-		timer := time.NewTimer(2 * opTimeout)
-		select {
-		case <-ack.Ok():
-			timer.Stop()
-			w.pending = w.pending[1:]
-			w.q.memory.Release(chunkBytes)
-			w.q.space.grew(chunkBytes)
-		case err := <-ack.Err():
-			timer.Stop()
-			return w.failed(err)
-		case <-timer.C:
-			return w.failed(context.DeadlineExceeded)
-		case <-ctx.Done():
-			timer.Stop()
-			return w.failed(ctx.Err())
-		}
+	w.flying += int64(len(data))
+	w.q.space.stored.Add(int64(len(data)))
+	select {
+	case w.acks <- ack:
+		return nil
+	case <-w.broken:
+		w.q.memory.Release(chunkBytes)
+		return errEarlierChunk
 	}
-	return nil
 }
 
-func (w *chunkWriter) failed(err error) error {
+// reap waits for every chunk's acknowledgement and gives its memory back at that moment, not when the client next sends
+// something: a slow client must not hold memory it does not use, nor wait for memory while it holds some.
+func (w *chunkWriter) reap(ctx context.Context) (err error) {
+	for ack := range w.acks {
+		if err == nil {
+			if err = w.await(ctx, ack); err != nil {
+				close(w.broken)
+			}
+		}
+		w.q.memory.Release(chunkBytes)
+	}
+	return err
+}
+
+func (w *chunkWriter) await(ctx context.Context, ack jetstream.PubAckFuture) error {
+	timer := time.NewTimer(2 * opTimeout)
+	defer timer.Stop()
+	select {
+	case <-ack.Ok():
+		w.q.space.grew(chunkBytes)
+		return nil
+	case err := <-ack.Err():
+		return w.failed(ctx, err)
+	case <-timer.C:
+		return w.failed(ctx, context.DeadlineExceeded)
+	case <-ctx.Done():
+		return errUnavailable(ctx.Err())
+	}
+}
+
+func (w *chunkWriter) failed(ctx context.Context, err error) error {
 	if isFull(err) {
 		return errFull(err)
 	}
-	if !errors.Is(err, context.Canceled) {
-		w.q.fault("put chunk", err)
+	if ctx.Err() == nil && apiCode(err) != codeBusy {
+		w.q.fault(w.st, "put chunk", err)
 	}
 	return errUnavailable(err)
 }
 
-// release gives the memory of chunks back whose fate is unknown.
-func (w *chunkWriter) release() {
-	w.q.memory.Release(int64(len(w.pending)) * chunkBytes)
-	w.pending = nil
+// forget ends the count of octets on their way: by now they are an entry's, or nobody's.
+func (w *chunkWriter) forget() { w.q.space.stored.Add(-w.flying) }
+
+// discard removes the chunks of a message that was refused, so that clients which hang up cannot fill the disk. After a
+// fault it leaves them to the reopening: the mail record may be there, and the server does not answer anyway.
+func (w *chunkWriter) discard() {
+	if w.n == 0 || w.st != w.q.store.Load() || len(w.q.broken) != 0 {
+		return
+	}
+	if err := w.st.purgeChunks(context.Background(), w.at); err != nil {
+		w.q.log.Debug("body chunks left to the next start", zap.String("id", string(w.at.id)), zap.Error(err))
+	}
 }
 
 // chunkReader reads a large body back. It withholds io.EOF until the whole has matched its hash: a sender that waits for
 // EOF before the final dot can never deliver a damaged message.
 type chunkReader struct {
 	ctx  context.Context
-	st   *store
+	q    *Queue
 	at   place
 	env  *envelope.Envelope
 	sum  hash.Hash
@@ -162,7 +193,11 @@ func (r *chunkReader) Read(p []byte) (int, error) {
 			}
 			return 0, io.EOF
 		}
-		data, err := r.st.getChunk(r.ctx, r.at, r.next)
+		st := r.q.store.Load() // not the claim's: the server may have been reopened since
+		if st == nil {
+			return 0, errUnavailable(errors.New("server is being reopened"))
+		}
+		data, err := st.getChunk(r.ctx, r.at, r.next)
 		if err != nil {
 			return 0, fmt.Errorf("read chunk %d of %s: %w", r.next, r.env.ID, err)
 		}

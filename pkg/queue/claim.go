@@ -53,34 +53,22 @@ func (q *Queue) Claim(ctx context.Context, sender envelope.Address, now time.Tim
 			q.lost(e)
 		case errors.Is(err, envelope.ErrCorrupt):
 			q.quarantined(e.id.unpack(), err)
-			if err := q.writeState(ctx, e, &envelope.Progress{State: envelope.Held, Reason: err.Error()}); err != nil {
-				q.index.update(e, stateHeld, time.Time{}) // held in memory at least; the next start finds it damaged again
-			}
+			q.index.update(e, stateHeld, time.Time{}) // in memory: a start, or the next claim, finds it damaged again
 		default:
-			q.index.update(e, previous(e, claim.Progress), time.Time{})
+			q.index.giveBack(e)
 			return envelope.Claim{Next: next}, err
 		}
 	}
 }
 
-// previous is the waiting state a claimed message falls back to when nothing was tried.
-func previous(e *entry, p envelope.Progress) state {
-	if s := stateOf(p.State); e.last != 0 && s.waiting() {
-		return s
-	}
-	if e.last != 0 {
-		return stateDeferred
-	}
-	return stateQueued
-}
-
-// fetch reads a message's records and checks them.
+// fetch reads a message's records and checks them. A damaged one is left as it is, for whoever examines it.
 func (q *Queue) fetch(ctx context.Context, e *entry) (envelope.Claim, error) {
 	st := q.store.Load()
 	if st == nil {
 		return envelope.Claim{}, errUnavailable(errors.New("server is being reopened"))
 	}
-	msg, err := st.get(ctx, e.stream, e.mail)
+	mail, last := q.index.records(e)
+	msg, err := st.get(ctx, e.stream, mail)
 	if err != nil {
 		return envelope.Claim{}, fmt.Errorf("read mail record: %w", err)
 	}
@@ -89,8 +77,11 @@ func (q *Queue) fetch(ctx context.Context, e *entry) (envelope.Claim, error) {
 	if err := claim.Envelope.Decode(record); err != nil {
 		return envelope.Claim{}, fmt.Errorf("mail record: %w", err)
 	}
-	if e.last != 0 {
-		state, err := st.get(ctx, e.stream, e.last)
+	if claim.Envelope.ID != e.id.unpack() {
+		return envelope.Claim{}, fmt.Errorf("mail record of %s under the name of %s: %w", claim.Envelope.ID, e.id.unpack(), envelope.ErrCorrupt)
+	}
+	if last != 0 {
+		state, err := st.getState(ctx, e.place(), last)
 		if err != nil {
 			return envelope.Claim{}, fmt.Errorf("read state record: %w", err)
 		}
@@ -107,7 +98,7 @@ func (q *Queue) fetch(ctx context.Context, e *entry) (envelope.Claim, error) {
 		if env.Chunks == 0 {
 			return bytes.NewReader(inline)
 		}
-		return &chunkReader{ctx: ctx, st: st, at: at, env: env, sum: sha256.New()}
+		return &chunkReader{ctx: ctx, q: q, at: at, env: env, sum: sha256.New()}
 	}
 	return claim, nil
 }
@@ -120,6 +111,9 @@ func (q *Queue) Settle(ctx context.Context, env *envelope.Envelope, p envelope.P
 	if e == nil {
 		return fmt.Errorf("settle %s: not in the queue", env.ID)
 	}
+	if p.Changed.IsZero() {
+		p.Changed = time.Now()
+	}
 	q.history(env, &p)
 	if len(p.Open(env)) == 0 && p.State == envelope.Sent {
 		return q.finish(ctx, e)
@@ -130,10 +124,10 @@ func (q *Queue) Settle(ctx context.Context, env *envelope.Envelope, p envelope.P
 	return q.writeState(ctx, e, &p)
 }
 
-// Release ends a claim as if it had never been: nothing was tried that counts.
-func (q *Queue) Release(env *envelope.Envelope, p envelope.Progress) {
+// Release ends a claim as if it had never been: nothing was tried that counts. A claim that was settled stays so.
+func (q *Queue) Release(env *envelope.Envelope, _ envelope.Progress) {
 	if e := q.index.get(env.ID); e != nil {
-		q.index.update(e, previous(e, p), time.Time{})
+		q.index.giveBack(e)
 	}
 }
 
@@ -143,7 +137,8 @@ func (q *Queue) finish(ctx context.Context, e *entry) error {
 	if err != nil {
 		return err
 	}
-	last, chunks, at := e.last, e.chunks, e.place()
+	_, last := q.index.records(e)
+	chunks, at := e.chunks, e.place()
 	q.index.drop(e)
 	if st := q.store.Load(); st != nil && (last != 0 || chunks != 0) {
 		if err := st.remove(ctx, at.stream, last); err != nil {
@@ -151,7 +146,7 @@ func (q *Queue) finish(ctx context.Context, e *entry) error {
 		}
 		if chunks != 0 {
 			if err := st.purgeChunks(ctx, at); err != nil {
-				q.log.Debug("body chunks left to expire", zap.String("id", string(at.id)), zap.Error(err))
+				q.log.Debug("body chunks left to the next start", zap.String("id", string(at.id)), zap.Error(err))
 			}
 		}
 	}
@@ -165,15 +160,16 @@ func (q *Queue) writeState(ctx context.Context, e *entry, p *envelope.Progress) 
 		return err
 	}
 	err = q.persist(ctx, "write state", func(st *store) error {
-		seq, err := st.putState(ctx, e.place(), record, e.last)
+		_, last := q.index.records(e)
+		seq, err := st.putState(ctx, e.place(), record, last)
 		if apiCode(err) == codeWrongSequence {
 			// An earlier try was stored and only its answer lost: this node alone writes, so the newest record is ours.
-			if e.last, err = st.lastState(ctx, e.place()); err == nil {
-				seq, err = st.putState(ctx, e.place(), record, e.last)
+			if last, err = st.lastState(ctx, e.place()); err == nil {
+				seq, err = st.putState(ctx, e.place(), record, last)
 			}
 		}
 		if err == nil {
-			e.last = seq
+			q.index.wrote(e, seq)
 		}
 		return err
 	})
@@ -184,8 +180,10 @@ func (q *Queue) writeState(ctx context.Context, e *entry, p *envelope.Progress) 
 	return nil
 }
 
-// persist repeats op, across reopened servers, until it succeeds or ctx ends.
+// persist repeats op, across reopened servers, until it succeeds or ctx ends. A single missed deadline is a slow disk, the
+// second in a row a fault; a full stream is none, since reopening it makes no room.
 func (q *Queue) persist(ctx context.Context, name string, op func(st *store) error) error {
+	slow := false
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, opTimeout) {
 		st := q.store.Load()
 		err := errors.New("server is being reopened")
@@ -193,7 +191,13 @@ func (q *Queue) persist(ctx context.Context, name string, op func(st *store) err
 			if err = op(st); err == nil {
 				return nil
 			}
-			q.fault(name, err)
+			switch late := errors.Is(err, context.DeadlineExceeded); {
+			case ctx.Err() != nil, isFull(err), apiCode(err) == codeBusy:
+			case late && !slow:
+				slow = true
+			default:
+				q.fault(st, name, err)
+			}
 		}
 		timer := time.NewTimer(wait)
 		select {

@@ -52,13 +52,21 @@ type entry struct {
 	id            packedID
 	stream, shard uint8
 	state         state
-	chunks        int32
+	before        state  // of a claimed message: what it goes back to when nothing comes of the claim
+	chunks        uint16 // 32 GiB at most
+	record        uint16 // KiB of the mail record beside the body: with many recipients more than the body itself
 	pos           int32  // in its lane's heap; -1: not in it
 	mail, last    uint64 // sequences of the mail record and of the newest state record (0: none)
 	size          int64  // octets
 	due           int64  // ns since 1970; for a failed message: when it is collected
 	lane          *lane
 }
+
+// kib rounds octets up.
+func kib(n int) uint16 { return uint16((n + 1023) >> 10) }
+
+// footprint is what the message occupies in the storage, in octets.
+func (e *entry) footprint() int64 { return e.size + int64(e.record)<<10 }
 
 func (e *entry) place() place { return place{e.stream, e.shard, e.id.unpack()} }
 
@@ -130,7 +138,7 @@ func (x *index) add(e *entry, sender envelope.Address) bool {
 	e.lane = x.laneFor(sender)
 	e.pos = -1
 	x.entries[e.id] = e
-	x.stored.stored.Add(e.size)
+	x.stored.stored.Add(e.footprint())
 	tell := x.enqueue(e)
 	x.mu.Unlock()
 	tell()
@@ -158,8 +166,8 @@ func (x *index) take(sender envelope.Address, now time.Time) (e *entry, next tim
 		return nil, time.Time{}
 	}
 	if len(l.heap) > 0 && l.heap[0].due <= now.UnixNano() {
-		e = heap.Pop(l).(*entry)
-		e.state = stateSending
+		e = l.heap[0]
+		x.grab(e)
 	}
 	if len(l.heap) > 0 {
 		next = time.Unix(0, l.heap[0].due)
@@ -193,7 +201,7 @@ func (x *index) drop(e *entry) {
 		heap.Remove(e.lane, int(e.pos))
 	}
 	delete(x.entries, e.id)
-	x.stored.stored.Add(-e.size)
+	x.stored.stored.Add(-e.footprint())
 }
 
 func (x *index) get(id envelope.ID) *entry {
@@ -207,5 +215,31 @@ func (x *index) grab(e *entry) {
 	if e.pos >= 0 {
 		heap.Remove(e.lane, int(e.pos))
 	}
-	e.state = stateSending
+	e.before, e.state = e.state, stateSending
+}
+
+// giveBack undoes take and grab. It does nothing to an entry nobody holds.
+func (x *index) giveBack(e *entry) {
+	x.mu.Lock()
+	tell := func() {}
+	if x.entries[e.id] == e && e.state == stateSending {
+		e.state = e.before
+		tell = x.enqueue(e)
+	}
+	x.mu.Unlock()
+	tell()
+}
+
+// records returns the sequences of e's mail record and of its newest state record.
+func (x *index) records(e *entry) (mail, last uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return e.mail, e.last
+}
+
+// wrote notes the sequence of e's newest state record.
+func (x *index) wrote(e *entry, last uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e.last = last
 }

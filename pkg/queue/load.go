@@ -28,7 +28,8 @@ func (q *Queue) attach(ctx context.Context, conns []*nats.Conn) error {
 	if err != nil {
 		return err
 	}
-	if err := q.audit(ctx, st); err != nil {
+	sound, err := q.audit(ctx, st)
+	if err != nil {
 		return err
 	}
 	loads := make([]*loading, st.layout.Streams)
@@ -46,7 +47,13 @@ func (q *Queue) attach(ctx context.Context, conns []*nats.Conn) error {
 			return fmt.Errorf("load queue: %w", err)
 		}
 	}
-	q.missing(seen)
+	if lost := q.missing(seen); sound && !lost {
+		for _, l := range loads {
+			if err := l.sweep(ctx, st); err != nil {
+				return fmt.Errorf("collect leftovers: %w", err)
+			}
+		}
+	}
 	q.store.Store(st)
 	return nil
 }
@@ -112,24 +119,30 @@ func (l *loading) read(ctx context.Context, stream jetstream.Stream) error {
 	}
 }
 
+// parseSubject reads the place out of relayd.<kind>.<k>.<s>.<id>, whatever follows.
+func parseSubject(subject string) (place, bool) {
+	parts := strings.Split(subject, ".")
+	if len(parts) < 5 || !envelope.ID(parts[4]).Valid() {
+		return place{}, false
+	}
+	stream, err1 := strconv.ParseUint(parts[2], 10, 8)
+	shard, err2 := strconv.ParseUint(parts[3], 10, 8)
+	return place{uint8(stream), uint8(shard), envelope.ID(parts[4])}, err1 == nil && err2 == nil
+}
+
 // take notes one record: relayd.mail.<k>.<s>.<id> or relayd.state.<k>.<s>.<id>.
 func (l *loading) take(subject string, seq uint64, record []byte) {
-	parts := strings.Split(subject, ".")
-	if len(parts) != 5 || !envelope.ID(parts[4]).Valid() {
+	at, ok := parseSubject(subject)
+	if !ok || at.stream != l.stream {
 		l.q.log.Error("queue holds a record with a subject that is not relayd's", zap.String("subject", subject))
 		return
 	}
-	shard, err := strconv.ParseUint(parts[3], 10, 8)
-	if err != nil {
-		l.q.log.Error("queue holds a record with a subject that is not relayd's", zap.String("subject", subject))
-		return
-	}
-	id := packID(envelope.ID(parts[4]))
-	switch parts[1] {
-	case "mail":
-		l.found[id] = l.readMail(&entry{id: id, stream: l.stream, shard: uint8(shard), mail: seq, last: l.alone[id]}, record)
+	id := packID(at.id)
+	switch subject {
+	case at.subject("mail"):
+		l.found[id] = l.readMail(&entry{id: id, stream: at.stream, shard: at.shard, mail: seq, last: l.alone[id]}, record)
 		delete(l.alone, id)
-	case "state":
+	case at.subject("state"):
 		f := l.found[id]
 		if f == nil {
 			l.alone[id] = seq
@@ -147,7 +160,8 @@ func (l *loading) readMail(e *entry, record []byte) *found {
 		e.state, f.reason = stateHeld, err.Error()
 		return f
 	}
-	e.size, e.chunks, e.due, f.sender = env.Size, int32(env.Chunks), env.Received.UnixNano(), env.Sender
+	e.size, e.chunks, e.record = env.Size, uint16(env.Chunks), kib(len(record))
+	e.due, f.sender = env.Received.UnixNano(), env.Sender
 	return f
 }
 
@@ -162,7 +176,9 @@ func (l *loading) readState(f *found, seq uint64, record []byte) {
 		f.entry.state, f.reason = stateHeld, err.Error()
 		return
 	}
-	f.entry.state = stateOf(p.State)
+	if f.entry.state = stateOf(p.State); f.entry.state == stateSending {
+		f.entry.state = stateQueued // nobody sends it any more
+	}
 	if !p.Due.IsZero() { // a held message has none of its own
 		f.entry.due = p.Due.UnixNano()
 	}
@@ -182,26 +198,51 @@ func (l *loading) merge(ctx context.Context, st *store, seen map[packedID]bool) 
 		l.q.refusedMu.Unlock()
 	}()
 	for id, f := range l.found {
-		seen[id] = true
 		if refused[id.unpack()] { // its client was told to send again, and has
 			if err := st.remove(ctx, f.entry.stream, f.entry.mail); err != nil {
 				return err
 			}
 			delete(refused, id.unpack())
+			delete(l.found, id)
 			continue
 		}
+		seen[id] = true
 		l.q.index.add(f.entry, f.sender)
 	}
+	return nil
+}
+
+// sweep removes the leftovers of crashes: state records and chunks without a mail record.
+func (l *loading) sweep(ctx context.Context, st *store) error {
 	for _, seq := range l.alone {
 		if err := st.remove(ctx, l.stream, seq); err != nil {
 			return err
 		}
 	}
+	info, err := st.chunk[l.stream].Info(ctx, jetstream.WithSubjectFilter(fmt.Sprintf("relayd.chunk.%d.>", l.stream)))
+	if err != nil {
+		return err
+	}
+	done := map[envelope.ID]bool{}
+	for subject := range info.State.Subjects {
+		at, ok := parseSubject(subject)
+		if !ok || done[at.id] || l.found[packID(at.id)] != nil {
+			continue
+		}
+		done[at.id] = true
+		if err := st.purgeChunks(ctx, at); err != nil {
+			return err
+		}
+	}
+	if n := len(l.alone) + len(done); n > 0 {
+		l.q.log.Info("leftovers of an interrupted run removed", zap.Int("messages", n))
+	}
 	return nil
 }
 
-// missing drops from the index what no stream holds any more, which only a damaged disk can cause.
-func (q *Queue) missing(seen map[packedID]bool) {
+// missing drops from the index what no stream holds any more, which only a damaged disk can cause, and reports whether
+// there was any.
+func (q *Queue) missing(seen map[packedID]bool) bool {
 	q.index.mu.Lock()
 	var lost []*entry
 	for id, e := range q.index.entries {
@@ -213,6 +254,7 @@ func (q *Queue) missing(seen map[packedID]bool) {
 	for _, e := range lost {
 		q.lost(e)
 	}
+	return len(lost) > 0
 }
 
 func (q *Queue) lost(e *entry) {
@@ -235,42 +277,45 @@ type mark struct {
 
 func auditSubject(k int) string { return "relayd.meta.audit." + strconv.Itoa(k) }
 
-// audit compares every mail stream with the mark of the last clean stop, reports what is missing and takes the mark back.
+// audit compares every mail stream with the mark of the last clean stop, reports what is missing and takes the mark back. It
+// returns false when something was.
 // A flipped bit makes the server drop the rest of its block without a word; this is the word.
-func (q *Queue) audit(ctx context.Context, st *store) error {
+func (q *Queue) audit(ctx context.Context, st *store) (sound bool, err error) {
 	meta, err := st.meta.Stream(ctx, "RELAYD_META")
 	if err != nil {
-		return err
+		return false, err
 	}
+	sound = true
 	for k, stream := range st.mail {
 		msg, err := meta.GetLastMsgForSubject(ctx, auditSubject(k))
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("read audit mark: %w", err)
+			return false, fmt.Errorf("read audit mark: %w", err)
 		}
 		var m mark
 		if len(msg.Data) == 0 {
 			continue
 		}
 		if err := json.Unmarshal(msg.Data, &m); err != nil {
-			return fmt.Errorf("read audit mark: %w", err)
+			return false, fmt.Errorf("read audit mark: %w", err)
 		}
 		info, err := stream.Info(ctx)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if now := (mark{info.State.LastSeq, info.State.Msgs}); now != m {
 			q.log.Error("queue storage changed while relayd was stopped: records are missing or damaged; restore a backup or check the disk",
 				zap.String("stream", info.Config.Name), zap.Any("was", m), zap.Any("is", now))
 			q.metrics.auditFailures.Inc()
+			sound = false
 		}
 		if _, err := st.meta.Publish(ctx, auditSubject(k), nil); err != nil {
-			return fmt.Errorf("take audit mark back: %w", err)
+			return false, fmt.Errorf("take audit mark back: %w", err)
 		}
 	}
-	return nil
+	return sound, nil
 }
 
 // writeMarks is the last act of a clean stop.

@@ -97,7 +97,6 @@ func (q *Queue) operate(ctx context.Context, id envelope.ID, change func(*envelo
 		q.index.mu.Unlock()
 		return ErrBusy
 	}
-	before := e.state
 	q.index.grab(e)
 	q.index.mu.Unlock()
 	claim, err := q.fetch(ctx, e)
@@ -108,7 +107,7 @@ func (q *Queue) operate(ctx context.Context, id envelope.ID, change func(*envelo
 		err = q.writeState(ctx, e, &p)
 	}
 	if err != nil {
-		q.index.update(e, before, time.Time{})
+		q.index.giveBack(e)
 	}
 	return err
 }
@@ -142,6 +141,7 @@ func (q *Queue) reopen(ctx context.Context) {
 	for wait := time.Second; ; wait = min(2*wait, 10*time.Second) {
 		conns, err := q.opts.Reopen(ctx)
 		if err == nil {
+			q.finishCommits() // they have failed by now with their connections; let them say so before the index is compared
 			err = q.attach(ctx, conns)
 		}
 		if err == nil {
@@ -164,7 +164,14 @@ func (q *Queue) reopen(ctx context.Context) {
 	}
 }
 
-// collect removes failed mail that has been kept long enough.
+// finishCommits waits for the mail records being written at this moment.
+func (q *Queue) finishCommits() {
+	q.commits.Lock()
+	defer q.commits.Unlock()
+}
+
+// collect removes failed mail that has been kept long enough. It gives up soon: it runs in the goroutine that alone can
+// reopen the server.
 func (q *Queue) collect(ctx context.Context, now time.Time) {
 	var old []*entry
 	q.index.mu.Lock()
@@ -176,10 +183,11 @@ func (q *Queue) collect(ctx context.Context, now time.Time) {
 	}
 	q.index.mu.Unlock()
 	for _, e := range old {
-		if err := q.finish(ctx, e); err != nil {
-			q.index.update(e, stateFailed, time.Time{})
-			return
+		fctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
+		if err := ctx.Err(); err != nil || q.finish(fctx, e) != nil {
+			q.index.giveBack(e)
 		}
+		cancel()
 	}
 }
 
@@ -189,5 +197,6 @@ func (q *Queue) Close(ctx context.Context) error {
 	if st == nil {
 		return nil
 	}
+	q.finishCommits() // a message half committed would belie the marks
 	return q.writeMarks(ctx, st)
 }

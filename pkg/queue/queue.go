@@ -7,10 +7,11 @@
 //
 // What a crash leaves behind, step by step:
 //
-//   - chunks without a mail record: the message was never accepted; the chunks expire by age.
+//   - chunks without a mail record: the message was never accepted; leftovers.
 //   - a mail record whose acknowledgement nobody saw: the client was told 451 or nothing, and sends again.
 //   - a message claimed but not settled: queued again, as its last state record says.
-//   - a mail record removed, its state or chunks not: leftovers, collected at the next start or by age.
+//   - a mail record removed, its state or chunks not: leftovers. Collected at the next start or
+//     reopening, except after an audit that failed: then they may be all that is left of a message.
 //
 // Traps of the engine that shaped this, each with its test: a subject limit evicts without a tombstone, and the old state
 // comes back after kill -9 (so: rollup with the expected revision, removal explicit); a stream that met a write error
@@ -57,7 +58,7 @@ type Options struct {
 	MinFreeBytes int64         // refuse intake when less is free; 0: never
 	MaxBytes     int64         // refuse intake at 90% of this many octets of stored mail; 0: no limit but the disk's
 	MemoryBytes  int64         // octets of large bodies between client and disk, all messages together; 0: 64 MiB
-	Lifetime     time.Duration // of a message; chunks outlive it. 0: 5 days
+	Lifetime     time.Duration // of a message. 0: 5 days
 	KeepSent     time.Duration // history of sent mail; 0: 7 days
 	KeepFailed   time.Duration // failed mail itself, and its history; 0: 30 days
 
@@ -88,8 +89,9 @@ type Queue struct {
 	memory  *semaphore.Weighted
 	space   space
 
-	store  atomic.Pointer[store] // nil while the server is being reopened
-	broken chan struct{}         // signals Run that the server must be reopened; capacity 1
+	store   atomic.Pointer[store] // nil while the server is being reopened
+	broken  chan struct{}         // signals Run that the server must be reopened; capacity 1
+	commits sync.RWMutex          // held for reading from a mail record's publishing to its entry: attach must see neither alone
 
 	index index
 
@@ -143,49 +145,68 @@ func (q *Queue) Put(ctx context.Context, env *envelope.Envelope, body io.Reader)
 		return fmt.Errorf("read message: %w", err)
 	}
 	inline := buf[:n]
-	if !end {
-		if err := q.putChunks(ctx, st, at, env, inline, body); err != nil {
-			return err
-		}
-		inline = nil
-	} else {
+	if end {
 		env.Size, env.Chunks, env.SHA256 = int64(n), 0, sha256.Sum256(inline)
+		return q.commit(ctx, st, at, env, inline)
 	}
-	return q.commit(ctx, st, at, env, inline)
+	w := &chunkWriter{q: q, st: st, at: at}
+	defer w.forget()
+	if err = w.copy(ctx, env, inline, body); err == nil {
+		err = q.commit(ctx, st, at, env, nil)
+	}
+	if err != nil {
+		w.discard()
+	}
+	return err
 }
 
 var inlineBuffers = sync.Pool{New: func() any { return new([inlineBytes]byte) }}
 
-// commit writes the mail record: the moment of acceptance.
+// commit writes the mail record: the moment of acceptance. A client that hangs up meanwhile does not interrupt it, since
+// then nobody would know whether the message was accepted.
 func (q *Queue) commit(ctx context.Context, st *store, at place, env *envelope.Envelope, inline []byte) error {
 	record, err := env.Encode()
 	if err != nil {
 		return status.From(fmt.Errorf("encode envelope: %w", err))
 	}
-	seq, err := st.putMail(ctx, at, record, inline)
+	q.commits.RLock()
+	defer q.commits.RUnlock()
+	if err := ctx.Err(); err != nil {
+		return errUnavailable(err)
+	}
+	if st != q.store.Load() {
+		return errUnavailable(errors.New("server was reopened while the message arrived"))
+	}
+	seq, err := st.putMail(context.WithoutCancel(ctx), at, record, inline)
 	switch {
 	case err == nil:
 	case errors.Is(err, nats.ErrMaxPayload):
 		return &status.Error{Code: 552, Enhanced: status.Enhanced{5, 3, 4}, Text: "envelope too large: fewer recipients, please", Err: err}
 	case isFull(err):
 		return errFull(err)
+	case apiCode(err) == codeBusy:
+		return errUnavailable(err)
 	default:
 		q.refusedMu.Lock()
 		q.refused[env.ID] = true
 		q.refusedMu.Unlock()
-		q.fault("put", err)
+		q.fault(st, "put", err)
 		return errUnavailable(err)
 	}
 	q.space.grew(env.Size)
 	q.index.add(&entry{
-		id: packID(env.ID), stream: at.stream, shard: at.shard, mail: seq, size: env.Size, chunks: int32(env.Chunks),
-		due: env.Received.UnixNano(), state: stateQueued,
+		id: packID(env.ID), stream: at.stream, shard: at.shard, mail: seq, size: env.Size, chunks: uint16(env.Chunks),
+		record: kib(len(record)), due: env.Received.UnixNano(), state: stateQueued,
 	}, env.Sender)
 	return nil
 }
 
-// fault records a failed operation of the server and asks Run to reopen it.
-func (q *Queue) fault(op string, err error) {
+// fault records a failed operation of the server and asks Run to reopen it. What fails on a server that was replaced
+// already says nothing about the new one.
+func (q *Queue) fault(st *store, op string, err error) {
+	if st != q.store.Load() {
+		return
+	}
 	q.log.Error("queue storage failed; reopening it", zap.String("operation", op), zap.Error(err))
 	q.metrics.faults.Inc()
 	select {

@@ -21,7 +21,7 @@ import (
 //
 //	RELAYD_MAIL_<k>     relayd.mail.<k>.<s>.<id>          mail record, written once
 //	                    relayd.state.<k>.<s>.<id>         state record, replaced by rollup
-//	RELAYD_CHUNK_<k>    relayd.chunk.<k>.<s>.<id>.<n>     body parts; expire by age
+//	RELAYD_CHUNK_<k>    relayd.chunk.<k>.<s>.<id>.<n>     body parts; go with the mail record
 //	RELAYD_HISTORY      relayd.history.<s>.<id>           what happened; asynchronous, expires by age
 //	RELAYD_META         relayd.meta.layout, relayd.meta.audit.<k>
 const (
@@ -46,6 +46,7 @@ const opTimeout = 2 * time.Second
 const (
 	codeStoreFull     = 10077 // maximum bytes exceeded (DiscardNew)
 	codeNoStorage     = 10047 // insufficient storage resources
+	codeBusy          = 10167 // too many requests: over 128 MiB wait for the stream
 	codeWrongSequence = 10071 // wrong last sequence
 	codeNoSequence    = 10043 // sequence not found
 )
@@ -125,7 +126,7 @@ func openStore(ctx context.Context, conns []*nats.Conn, opts *Options) (*store, 
 			Name:     fmt.Sprintf("RELAYD_CHUNK_%d", k),
 			Subjects: []string{fmt.Sprintf("relayd.chunk.%d.>", k)},
 			MaxBytes: maxBytes, Discard: jetstream.DiscardNew, AllowDirect: true,
-			MaxAge: opts.Lifetime + opts.KeepFailed + 48*time.Hour, Duplicates: time.Second,
+			Duplicates: time.Second, // and no MaxAge: held mail may be older than any, and a clock set wrong must not cost a body
 		})
 		if err != nil {
 			return nil, fmt.Errorf("open chunk stream %d: %w", k, err)
@@ -254,6 +255,22 @@ func (st *store) get(ctx context.Context, stream uint8, seq uint64) (*jetstream.
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	return st.mail[stream].GetMsg(ctx, seq)
+}
+
+// getState reads the message's state record, whose sequence the caller believes to be last. One that was replaced behind
+// an unanswered write counts as well; that there is none means damage.
+func (st *store) getState(ctx context.Context, at place, last uint64) (*jetstream.RawStreamMsg, error) {
+	msg, err := st.get(ctx, at.stream, last)
+	if !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return msg, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	msg, err = st.mail[at.stream].GetLastMsgForSubject(ctx, at.subject("state"))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, fmt.Errorf("%w: it is gone", envelope.ErrCorrupt)
+	}
+	return msg, err
 }
 
 func (st *store) getChunk(ctx context.Context, at place, n int) ([]byte, error) {
