@@ -59,6 +59,24 @@ const (
 	DefaultClientID = directory.DefaultClientID
 )
 
+// The stages a [Rule] may name.
+const (
+	StageConnect  = fault.StageConnect
+	StageEHLO     = fault.StageEHLO
+	StageSTARTTLS = fault.StageSTARTTLS
+	StageTLS      = fault.StageTLS
+	StageAuth     = fault.StageAuth
+	StageMail     = fault.StageMail
+	StageRcpt     = fault.StageRcpt
+	StageData     = fault.StageData
+	StageBody     = fault.StageBody
+	StageDot      = fault.StageDot
+	StageRset     = fault.StageRset
+	StageNoop     = fault.StageNoop
+	StageQuit     = fault.StageQuit
+	StageToken    = fault.StageToken
+)
+
 // ParseRule reads a fault as a flag gives it; see [fault.Parse].
 func ParseRule(text string) (Rule, error) { return fault.Parse(text) }
 
