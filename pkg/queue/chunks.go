@@ -95,9 +95,14 @@ func (w *chunkWriter) write(ctx context.Context, data []byte) error {
 	if err := w.q.space.admit(); err != nil {
 		return err
 	}
-	wctx, cancel := context.WithTimeout(ctx, memoryWait)
+	wctx, cancel := context.WithTimeout(ctx, w.q.patience)
 	defer cancel()
-	if err := w.q.memory.Acquire(wctx, chunkBytes); err != nil {
+	if err := w.q.memory.Acquire(wctx, chunkBytes); ctx.Err() != nil {
+		if err == nil {
+			w.q.memory.Release(chunkBytes)
+		}
+		return errUnavailable(ctx.Err())
+	} else if err != nil {
 		return &status.Error{Code: 452, Enhanced: status.Enhanced{4, 3, 1}, Text: "too much mail in flight, try again", Err: err}
 	}
 	ack, err := w.st.js[w.at.stream].PublishMsgAsync(&nats.Msg{Subject: w.st.chunkSubject(w.at, w.n), Data: data},

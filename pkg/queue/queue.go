@@ -70,6 +70,7 @@ func (o *Options) setDefaults() {
 	if o.MemoryBytes <= 0 {
 		o.MemoryBytes = 64 << 20
 	}
+	o.MemoryBytes = max(o.MemoryBytes, chunkBytes) // or no large body would ever get in
 	if o.Lifetime <= 0 {
 		o.Lifetime = 5 * 24 * time.Hour
 	}
@@ -83,11 +84,12 @@ func (o *Options) setDefaults() {
 
 // Queue is the durable queue. All methods may be called at once from many goroutines.
 type Queue struct {
-	opts    Options
-	log     *zap.Logger
-	metrics *metrics
-	memory  *semaphore.Weighted
-	space   space
+	opts     Options
+	log      *zap.Logger
+	metrics  *metrics
+	memory   *semaphore.Weighted
+	patience time.Duration // memoryWait but in tests
+	space    space
 
 	store   atomic.Pointer[store] // nil while the server is being reopened
 	broken  chan struct{}         // signals Run that the server must be reopened; capacity 1
@@ -103,11 +105,12 @@ type Queue struct {
 func Open(ctx context.Context, conns []*nats.Conn, opts Options) (*Queue, error) {
 	opts.setDefaults()
 	q := &Queue{
-		opts:    opts,
-		log:     opts.Logger,
-		memory:  semaphore.NewWeighted(opts.MemoryBytes),
-		broken:  make(chan struct{}, 1),
-		refused: map[envelope.ID]bool{},
+		opts:     opts,
+		log:      opts.Logger,
+		memory:   semaphore.NewWeighted(opts.MemoryBytes),
+		patience: memoryWait,
+		broken:   make(chan struct{}, 1),
+		refused:  map[envelope.ID]bool{},
 	}
 	q.index.init(&q.space)
 	q.metrics = newMetrics(opts.Registerer, q)
