@@ -23,7 +23,8 @@ const (
 // parseYAML returns the only document in data, or nil where there is none.
 func parseYAML(file string, data []byte) (*yaml.Node, *Problem) {
 	if len(data) > maxFileBytes {
-		return nil, &Problem{File: file, Text: fmt.Sprintf("is larger than %v; is it a configuration file?", Size(maxFileBytes))}
+		return nil, &Problem{File: file,
+			Text: fmt.Sprintf("is larger than %v; is it a configuration file?", Size(maxFileBytes))}
 	}
 	loader, err := yaml.NewLoader(bytes.NewReader(data))
 	var document, second yaml.Node

@@ -19,8 +19,8 @@ import (
 func Load(path string) (*Config, []Warning, error) {
 	data, err := readConfig(path)
 	if err != nil {
-		return nil, nil, &Error{[]Problem{{File: path,
-			Text: fmt.Sprintf("cannot be read: %v; name a file, `relayd config example` prints one to start from", pathless(err))}}}
+		const text = "cannot be read: %v; name a file, `relayd config example` prints one to start from"
+		return nil, nil, &Error{[]Problem{{File: path, Text: fmt.Sprintf(text, pathless(err))}}}
 	}
 	c, r := parse(path, data, os.Environ(), time.Now())
 	if c != nil {

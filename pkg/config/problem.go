@@ -66,20 +66,15 @@ func (r *report) given(key string) bool {
 // at returns a Problem placed where key stands or, where it was not given, at the nearest thing around it.
 func (r *report) at(key, format string, args ...any) Problem {
 	p := Problem{File: r.file, Key: key, Text: fmt.Sprintf(format, args...)}
-	for around := key; ; {
-		m, found := r.marks[around]
-		switch {
-		case found && m.variable != "":
-			p.File, p.Key = "environment", m.variable
-			return p
-		case found:
-			p.Line, p.Column = m.line, m.column
-			return p
-		case around == "":
-			return p
-		}
-		around = parent(around)
+	around := key
+	for !r.given(around) {
+		around = parent(around) // ends at "", the file, which always has a place
 	}
+	m := r.marks[around]
+	if p.Line, p.Column = m.line, m.column; m.variable != "" {
+		p.File, p.Key = "environment", m.variable
+	}
+	return p
 }
 
 // parent returns the key of what key stands in: a.b[1].c is in a.b[1], that in a.b, that in a.

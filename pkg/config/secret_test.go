@@ -136,6 +136,7 @@ func TestCanaryIsNowhere(t *testing.T) {
 			out.Write(append(data, '\n'))
 		}
 	}
+	out.WriteString(tenant.ClientSecret.String() + tenant.ClientSecret.GoString())
 	dump, err := c.Redacted()
 	if err != nil || !bytes.Contains(dump, []byte("client_secret: '[redacted]'")) {
 		t.Errorf("Redacted() = %s, %v", dump, err)

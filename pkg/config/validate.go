@@ -243,7 +243,8 @@ func (r *report) checkTenant(c *Config, i int, now time.Time) {
 	case t.TenantID == "":
 		r.errorf(key+".tenant_id", "is missing; copy the Directory (tenant) ID of the app registration")
 	case slices.Contains([]string{"common", "organizations", "consumers"}, t.TenantID):
-		r.errorf(key+".tenant_id", "%q gives an app no token; copy the Directory (tenant) ID of the app registration", t.TenantID)
+		r.errorf(key+".tenant_id", "%q gives an app no token; copy the Directory (tenant) ID of the app registration",
+			t.TenantID)
 	case !isGUID(t.TenantID) && (!isDomain(t.TenantID) || !strings.Contains(t.TenantID, ".")):
 		r.errorf(key+".tenant_id", "%q is neither a GUID nor a domain; copy the Directory (tenant) ID", t.TenantID)
 	}
