@@ -29,6 +29,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -79,6 +80,9 @@ const (
 
 // ParseRule reads a fault as a flag gives it; see [fault.Parse].
 func ParseRule(text string) (Rule, error) { return fault.Parse(text) }
+
+// NewSecret returns a random client secret.
+func NewSecret() string { return directory.NewSecret() }
 
 // Presets returns the ready-made faults; see [fault.Presets].
 func Presets() []Rule { return fault.Presets() }
@@ -178,7 +182,7 @@ func (o Options) withDefaults() Options {
 	if o.MaxBodyBytes == 0 {
 		o.MaxBodyBytes = 512 << 20
 	}
-	if o.MaxMessages == 0 {
+	if o.MaxMessages <= 0 {
 		o.MaxMessages = 1_000_000
 	}
 	if o.Logger == nil {
@@ -259,11 +263,21 @@ func (b *Sandbox) acceptSMTP(ctx context.Context) error {
 	}
 }
 
-// SMTPAddr returns the address of the submission port, host:port.
-func (b *Sandbox) SMTPAddr() string { return b.smtp.Addr().String() }
+// SMTPAddr returns the address to reach the submission port at, host:port.
+func (b *Sandbox) SMTPAddr() string { return reachable(b.smtp.Addr()) }
 
-// HTTPAddr returns the address of Entra ID and the control API, host:port.
-func (b *Sandbox) HTTPAddr() string { return b.http.Addr().String() }
+// HTTPAddr returns the address to reach Entra ID and the control API at, host:port.
+func (b *Sandbox) HTTPAddr() string { return reachable(b.http.Addr()) }
+
+// reachable is the address of a listener, with localhost for one that listens on every interface: the name the
+// certificate is for.
+func reachable(a net.Addr) string {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok || !tcp.IP.IsUnspecified() {
+		return a.String()
+	}
+	return net.JoinHostPort("localhost", strconv.Itoa(tcp.Port))
+}
 
 // Authority returns the base URL of the simulated Entra ID; tenant and path are appended to it.
 func (b *Sandbox) Authority() string { return "https://" + b.HTTPAddr() }

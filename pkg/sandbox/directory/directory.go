@@ -99,10 +99,8 @@ func New(opts Options) (*Directory, error) {
 	d := &Directory{opts: opts, key: key, kid: base64.RawURLEncoding.EncodeToString(digest[:20])}
 	tenants := opts.Tenants
 	if len(tenants) == 0 {
-		secret := make([]byte, 20)
-		rand.Read(secret) // never fails (crypto/rand)
 		tenants = []Tenant{{
-			ID: DefaultTenantID, Apps: []App{{ID: DefaultClientID, Secret: hex.EncodeToString(secret)}},
+			ID: DefaultTenantID, Apps: []App{{ID: DefaultClientID, Secret: NewSecret()}},
 		}}
 	}
 	for _, t := range tenants {
@@ -171,6 +169,13 @@ func (d *Directory) Revoke() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.revokedTo = d.issued
+}
+
+// NewSecret returns a random client secret of 40 characters.
+func NewSecret() string {
+	secret := make([]byte, 20)
+	rand.Read(secret) // never fails (crypto/rand)
+	return hex.EncodeToString(secret)
 }
 
 func guid(b []byte) string {
