@@ -1,0 +1,274 @@
+package exchange
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"relayd/pkg/envelope"
+	"relayd/pkg/status"
+)
+
+// session is one connection, authenticated as one mailbox. One goroutine at a time uses it; only abort may be called
+// from elsewhere.
+type session struct {
+	pool    *Pool
+	tenant  *tenant
+	mailbox string // Route.Mailbox
+	login   string
+	token   string // it authenticated with
+	born    time.Time
+	idle    time.Time // since when it waits in the pool
+
+	raw   net.Conn // the TCP connection
+	conn  net.Conn // the same, or TLS on top
+	br    *bufio.Reader
+	reply []byte // buffer of the last reply
+	out   []byte // buffer of commands
+	todo  []int  // buffer of transact
+	ext   extensions
+
+	messages int
+	dirty    bool // a transaction was begun and not completed: RSET before the next
+	broken   bool // not to be used again
+}
+
+// extensions is what the server offered in its last EHLO reply.
+type extensions struct {
+	startTLS, xoauth2, pipelining, size, eightBit, utf8, dsn bool
+	maxSize                                                  int64 // 0: no limit stated
+}
+
+func newSession(p *Pool, t *tenant, route *envelope.Route, conn net.Conn, token string) *session {
+	now := time.Now()
+	return &session{pool: p, tenant: t, mailbox: route.Mailbox(), login: string(route.Login), token: token, born: now, idle: now,
+		raw: conn, conn: conn, br: bufio.NewReaderSize(conn, maxReplyLine)}
+}
+
+// abort breaks the connection under whatever is going on.
+func (s *session) abort() { _ = s.raw.Close() }
+
+// close ends the session, with a QUIT whose answer nobody waits for if the server may still be listening.
+func (s *session) close() {
+	if !s.broken {
+		_ = s.write(time.Second, []byte("QUIT\r\n"))
+	}
+	s.abort()
+	s.pool.options.Logger.Debug("session closed", zap.String("tenant", s.tenant.name), zap.String("login", s.login),
+		zap.Int("messages", s.messages))
+}
+
+// open goes from the greeting to the end of AUTH.
+func (s *session) open() *status.Error {
+	r, e := s.read(status.StageGreeting, s.pool.options.Timeouts.Greeting)
+	if e == nil {
+		e = s.verdict(status.StageGreeting, r)
+	}
+	for _, step := range []func() *status.Error{s.ehlo, s.startTLS, s.ehlo, s.auth} {
+		if e != nil {
+			return e
+		}
+		e = step()
+	}
+	return e
+}
+
+// ehlo greets and notes what is offered. There is no way back to HELO: without extensions there is no TLS.
+func (s *session) ehlo() *status.Error {
+	r, e := s.command(status.StageEHLO, "EHLO "+s.pool.options.Hostname)
+	if e == nil {
+		e = s.verdict(status.StageEHLO, r)
+	}
+	s.ext = parseExtensions(r.lines)
+	return e
+}
+
+func parseExtensions(lines []byte) (x extensions) {
+	_, lines, _ = bytes.Cut(lines, []byte("\n")) // the first is the server's greeting
+	for line := range strings.SplitSeq(strings.ToUpper(string(lines)), "\n") {
+		word, rest, _ := strings.Cut(line, " ")
+		switch word {
+		case "STARTTLS":
+			x.startTLS = true
+		case "PIPELINING":
+			x.pipelining = true
+		case "8BITMIME":
+			x.eightBit = true
+		case "SMTPUTF8":
+			x.utf8 = true
+		case "DSN":
+			x.dsn = true
+		case "SIZE":
+			x.size = true
+			if n, err := strconv.ParseInt(strings.TrimSpace(rest), 10, 64); err == nil && n > 0 {
+				x.maxSize = n
+			}
+		case "AUTH":
+			for mech := range strings.FieldsSeq(rest) {
+				x.xoauth2 = x.xoauth2 || mech == "XOAUTH2"
+			}
+		}
+	}
+	return x
+}
+
+// startTLS brings TLS up or ends the session: there is no going on without.
+func (s *session) startTLS() *status.Error {
+	const stage = status.StageSTARTTLS
+	insecure := func(text string, err error) *status.Error {
+		s.broken = true
+		return &status.Error{Code: 454, Enhanced: status.Enhanced{4, 7, 0}, Stage: stage, Text: text, Err: err}
+	}
+	if !s.ext.startTLS {
+		return insecure("Exchange Online offers no STARTTLS, and nothing is sent without", nil)
+	}
+	r, e := s.command(stage, "STARTTLS")
+	if e == nil {
+		e = s.verdict(stage, r)
+	}
+	if e != nil {
+		return e
+	}
+	if s.br.Buffered() > 0 { // RFC 3207 section 6; whoever put them there wants them read as the server's
+		return insecure("data before the TLS handshake", errors.New("plaintext behind the reply to STARTTLS"))
+	}
+	conn := tls.Client(s.raw, s.tenant.tls)
+	ctx, cancel := context.WithTimeout(context.Background(), s.pool.options.Timeouts.Command)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return insecure("no TLS with Exchange Online: its certificate or its version of TLS is not acceptable, or the handshake broke off", err)
+	}
+	s.conn = conn
+	s.br.Reset(conn)
+	return nil
+}
+
+// auth authenticates. The order of challenges is xoauth2's business; here they end for sure.
+func (s *session) auth() *status.Error {
+	const stage = status.StageAuth
+	if !s.ext.xoauth2 {
+		s.broken = true
+		return &status.Error{Code: 454, Enhanced: status.Enhanced{4, 7, 0}, Stage: stage, Text: "Exchange Online does not offer XOAUTH2"}
+	}
+	client, sent := xoauth2{user: s.login, token: s.token}, ""
+	mech, _, _ := client.Start() // has no error to give
+	r, e := s.command(stage, "AUTH "+mech)
+	for e == nil && r.code == 334 {
+		challenge, err := base64.StdEncoding.DecodeString(string(bytes.TrimSpace(r.lines)))
+		if err != nil {
+			challenge = r.lines
+		}
+		response, err := client.Next(challenge)
+		if err != nil {
+			return s.lost(stage, fmt.Errorf("%w: %w", errProtocol, err))
+		}
+		line := base64.StdEncoding.EncodeToString(response)
+		sent += line
+		r, e = s.command(stage, line)
+	}
+	if e == nil {
+		e = s.verdict(stage, r)
+	}
+	if e == nil {
+		return nil
+	}
+	if client.challenge != "" {
+		e.Err = errors.Join(e.Err, fmt.Errorf("challenge %s", escape(client.challenge[:min(len(client.challenge), maxText)])))
+	}
+	return withhold(e, s.token, sent)
+}
+
+// withhold strikes out texts that repeat part of a credential, as a server may that quotes what it does not understand.
+func withhold(e *status.Error, secrets ...string) *status.Error {
+	const telling = 16 // octets in common that are no coincidence
+	repeats := func(text string) bool {
+		for _, secret := range secrets {
+			for i := 0; i+telling <= len(secret); i++ {
+				if strings.Contains(text, secret[i:i+telling]) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	if repeats(e.Text) {
+		e.Text = "reply withheld: it repeats the access token"
+	}
+	if e.Err != nil && repeats(e.Err.Error()) {
+		e.Err = errors.New("cause withheld: it repeats the access token")
+	}
+	return e
+}
+
+// tokenAtFault reports whether a fresh token may cure e.
+func tokenAtFault(e *status.Error) bool {
+	return e != nil && e.Stage != status.StageToken && classify(e.Stage, e.Code, e.Enhanced, e.Text).token
+}
+
+// command sends one line and reads the reply.
+func (s *session) command(stage status.Stage, line string) (reply, *status.Error) {
+	limit := s.pool.options.Timeouts.Command
+	s.out = append(append(s.out[:0], line...), '\r', '\n')
+	if err := s.write(limit, s.out); err != nil {
+		return reply{}, s.lost(stage, err)
+	}
+	return s.read(stage, limit)
+}
+
+func (s *session) write(limit time.Duration, p []byte) error {
+	_ = s.conn.SetWriteDeadline(time.Now().Add(limit)) // on a closed connection Write tells
+	_, err := s.conn.Write(p)
+	return err
+}
+
+// read reads one reply, all of it within limit. Behind 421 the server closes, so the session is over.
+func (s *session) read(stage status.Stage, limit time.Duration) (reply, *status.Error) {
+	_ = s.conn.SetReadDeadline(time.Now().Add(limit)) // on a closed connection Read tells, behind what has already come
+	r, err := readReply(s.br, s.reply)
+	s.reply = r.lines
+	if err != nil {
+		return reply{}, s.lost(stage, err)
+	}
+	s.pool.metrics.count(stage, r.code, r.enhanced())
+	s.broken = s.broken || r.code == 421
+	return r, nil
+}
+
+// verdict is nil for a 2yz reply; what is not 4yz or 5yz either makes no sense here.
+func (s *session) verdict(stage status.Stage, r reply) *status.Error {
+	switch {
+	case r.code < 300:
+		return nil
+	case r.code < 400:
+		return s.lost(stage, fmt.Errorf("%w: %s", errProtocol, r))
+	}
+	e := &status.Error{Code: r.code, Enhanced: r.enhanced(), Text: r.text(), Stage: stage}
+	e.Action = classify(stage, e.Code, e.Enhanced, e.Text).action
+	return e
+}
+
+// lost ends a session that cannot go on. Nothing is known to be accepted.
+func (s *session) lost(stage status.Stage, err error) *status.Error {
+	s.broken = true
+	e := &status.Error{Code: 451, Enhanced: status.Enhanced{4, 4, 2}, Stage: stage, Err: err}
+	switch {
+	case errors.Is(err, errProtocol):
+		e.Enhanced, e.Text = status.Enhanced{4, 5, 0}, "Exchange Online's reply was not understood"
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		e.Text = "Exchange Online did not answer in time"
+	default:
+		e.Text = "the connection to Exchange Online was lost"
+	}
+	return e
+}

@@ -1,0 +1,282 @@
+package exchange
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"relayd/pkg/envelope"
+	"relayd/pkg/status"
+)
+
+// pipelined is how many commands are sent before their replies are read, where the server offers PIPELINING (RFC 2920):
+// few enough that replies never fill the connection while commands still do.
+const pipelined = 50
+
+// block is the buffers a message passes through. A message smaller than in goes out with its final dot in one write.
+type block struct {
+	in  [32 << 10]byte
+	out []byte
+}
+
+// delivery is one call of Deliver.
+type delivery struct {
+	route   *envelope.Route
+	env     *envelope.Envelope
+	open    []int
+	body    io.Reader
+	errs    []*status.Error // parallel to open; nil: no verdict of its own
+	reply   string          // to the final dot
+	started bool            // body was read from
+}
+
+func (d *delivery) recipient(i int) *envelope.Recipient { return &d.env.Recipients[d.open[i]] }
+
+// transact runs one mail transaction. The error is that of every recipient without one of its own; nil: they are
+// accepted.
+func (s *session) transact(d *delivery) *status.Error {
+	todo, e := s.sendables(d)
+	if e != nil || len(todo) == 0 {
+		return e
+	}
+	s.messages++
+	accepted, e := s.envelope(d, todo)
+	if e != nil || accepted == 0 {
+		return e
+	}
+	limit := s.pool.options.Timeouts.Data
+	if err := s.write(limit, []byte("DATA\r\n")); err != nil {
+		return s.lost(status.StageData, err)
+	}
+	r, e := s.read(status.StageData, limit)
+	switch {
+	case e != nil:
+		return e
+	case r.code == 354:
+		d.started = true
+		return s.body(d)
+	case r.code < 400:
+		return s.lost(status.StageData, fmt.Errorf("%w: %s", errProtocol, r))
+	}
+	return s.verdict(status.StageData, r)
+}
+
+// sendables returns which of d.open the server can be asked to take at all, and gives the others their errors.
+func (s *session) sendables(d *delivery) ([]int, *status.Error) {
+	if m := s.ext.maxSize; m > 0 && d.env.Size > m {
+		return nil, &status.Error{Code: 552, Enhanced: status.Enhanced{5, 3, 4}, Stage: status.StageMail, Action: status.Fail,
+			Text: fmt.Sprintf("message of %d octets is larger than the %d Exchange Online accepts", d.env.Size, m)}
+	}
+	noUTF8 := &status.Error{Code: 553, Enhanced: status.Enhanced{5, 6, 7}, Stage: status.StageMail, Action: status.Fail,
+		Text: "Exchange Online does not offer SMTPUTF8, which the message or its addresses need"}
+	if !s.ext.utf8 && (d.env.SMTPUTF8 || !d.route.Login.ASCII()) {
+		return nil, noUTF8
+	}
+	s.todo = s.todo[:0]
+	for i := range d.open {
+		switch a := d.recipient(i).Address; {
+		case !sendable(a):
+			d.errs[i] = &status.Error{Code: 553, Enhanced: status.Enhanced{5, 1, 3}, Stage: status.StageRcpt, Action: status.Fail,
+				Text: "the address cannot be sent"}
+		case !s.ext.utf8 && !a.ASCII():
+			d.errs[i] = noUTF8
+		default:
+			s.todo = append(s.todo, i)
+		}
+	}
+	return s.todo, nil
+}
+
+// sendable reports whether a can stand in a command without being able to end it. All stored addresses can; this is the
+// last door.
+func sendable(a envelope.Address) bool {
+	return a != "" && !strings.ContainsFunc(string(a), func(r rune) bool { return r < ' ' || r == 0x7f })
+}
+
+// envelope sends MAIL and RCPTs, behind an RSET where the last transaction was left unfinished, and returns how many
+// recipients were accepted. An error is every recipient's.
+func (s *session) envelope(d *delivery, todo []int) (accepted int, e *status.Error) {
+	next, window := 0, 1 // commands: -1 RSET, 0 MAIL, then RCPTs
+	if s.dirty {
+		next = -1
+	}
+	if s.ext.pipelining {
+		window = pipelined
+	}
+	s.dirty = true
+	limit := s.pool.options.Timeouts.Command
+	for next <= len(todo) && e == nil {
+		end := min(next+window, len(todo)+1)
+		s.out = s.out[:0]
+		for i := next; i < end; i++ {
+			s.out = s.appendCommand(s.out, d, todo, i)
+		}
+		if err := s.write(limit, s.out); err != nil {
+			return 0, s.lost(stageOf(next), err)
+		}
+		for ; next < end; next++ {
+			r, failed := s.read(stageOf(next), limit)
+			if failed == nil {
+				failed = s.verdict(stageOf(next), r)
+			}
+			switch {
+			case failed == nil && next > 0:
+				accepted++
+			case failed == nil:
+			case s.broken:
+				return 0, first(e, failed)
+			case next < 0: // a server that cannot do RSET is not one to go on with
+				return 0, s.lost(stageOf(next), fmt.Errorf("%w: RSET: %s", errProtocol, r))
+			case next == 0:
+				e = failed
+			case e == nil: // behind a refused MAIL it would say nothing
+				d.errs[todo[next-1]] = failed
+			}
+		}
+	}
+	return accepted, e
+}
+
+func first(a, b *status.Error) *status.Error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+func stageOf(command int) status.Stage {
+	if command > 0 {
+		return status.StageRcpt
+	}
+	return status.StageMail
+}
+
+func (s *session) appendCommand(b []byte, d *delivery, todo []int, command int) []byte {
+	switch {
+	case command < 0:
+		b = append(b, "RSET"...)
+	case command == 0:
+		b = s.appendMail(b, d, todo)
+	default:
+		r := d.recipient(todo[command-1])
+		b = append(append(append(b, "RCPT TO:<"...), r.Address...), '>')
+		if s.ext.dsn {
+			b = appendParameter(b, "NOTIFY", r.Notify)
+			b = appendParameter(b, "ORCPT", r.ORCPT)
+		}
+	}
+	return append(b, '\r', '\n')
+}
+
+// appendMail writes MAIL FROM with the mailbox authenticated as, which is the only reverse-path Exchange Online is
+// known to take.
+func (s *session) appendMail(b []byte, d *delivery, todo []int) []byte {
+	b = append(append(append(b, "MAIL FROM:<"...), s.login...), '>')
+	if s.ext.size {
+		b = strconv.AppendInt(append(b, " SIZE="...), d.env.Size, 10)
+	}
+	if s.ext.eightBit && d.env.EightBit {
+		b = append(b, " BODY=8BITMIME"...)
+	}
+	utf8 := d.env.SMTPUTF8 || !d.route.Login.ASCII()
+	for _, i := range todo {
+		utf8 = utf8 || !d.recipient(i).Address.ASCII()
+	}
+	if utf8 { // offered: sendables has seen to it
+		b = append(b, " SMTPUTF8"...)
+	}
+	if s.ext.dsn {
+		b = appendParameter(b, "RET", d.env.Return)
+		b = appendParameter(b, "ENVID", d.env.EnvelopeID)
+	}
+	return b
+}
+
+// appendParameter writes a parameter as the client gave it, unless it is empty or could be read as more than one.
+func appendParameter(b []byte, name, value string) []byte {
+	if value == "" || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return b
+	}
+	return append(append(append(append(b, ' '), name...), '='), value...)
+}
+
+// body sends the message and the final dot, and reads the verdict.
+func (s *session) body(d *delivery) *status.Error {
+	const stage = status.StageDot
+	last, err := s.copyBody(d)
+	if err != nil && !errors.As(err, new(writeError)) { // the message cannot be read: no dot, so that it never was
+		s.broken = true
+		return &status.Error{Code: 451, Enhanced: status.Enhanced{4, 3, 0}, Stage: stage, Text: "the stored message cannot be read", Err: err}
+	}
+	limit := s.pool.options.Timeouts.Dot
+	if err != nil { // a server that breaks off has perhaps said why
+		limit = time.Second
+	}
+	s.broken = s.broken || err != nil
+	r, e := s.read(stage, limit)
+	if e == nil {
+		e = s.verdict(stage, r)
+	}
+	switch {
+	case e == nil && last:
+		s.dirty = false
+		d.reply = r.String()
+		return nil
+	case e != nil && r.code >= 400:
+		s.dirty = false
+		return e
+	case err != nil:
+		e = s.lost(stage, err)
+	}
+	if last {
+		e.Action = status.Uncertain
+		e.Text = "the message was sent, but no reply came: it may have been accepted"
+	}
+	return e
+}
+
+// writeError is the connection's failure, as against the stored message's.
+type writeError struct{ error }
+
+func (e writeError) Unwrap() error { return e.error }
+
+// copyBody sends the message. last: the final dot may have been sent, in part or whole.
+func (s *session) copyBody(d *delivery) (last bool, err error) {
+	b := s.pool.blocks.Get().(*block)
+	defer s.pool.blocks.Put(b)
+	var dots stuffer
+	var size int64
+	for !last {
+		n, err := fill(d.body, b.in[:])
+		size += int64(n)
+		last = err == io.EOF
+		switch {
+		case err != nil && !last:
+			return false, fmt.Errorf("read message: %w", err)
+		case last && size != d.env.Size:
+			return false, fmt.Errorf("read message: %w: %d of %d octets", io.ErrUnexpectedEOF, size, d.env.Size)
+		}
+		b.out = dots.append(b.out[:0], b.in[:n])
+		if last {
+			b.out = dots.end(b.out)
+		}
+		if err := s.write(s.pool.options.Timeouts.Block, b.out); err != nil {
+			return last, writeError{err}
+		}
+	}
+	return true, nil
+}
+
+// fill reads until p is full or r gives an error. Unlike io.ReadFull it keeps io.EOF apart from io.ErrUnexpectedEOF,
+// by which a reader says that something is missing.
+func fill(r io.Reader, p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var m int
+		m, err = r.Read(p[n:])
+		n += m
+	}
+	return n, err
+}
