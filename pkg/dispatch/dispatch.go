@@ -304,9 +304,18 @@ func (d *Dispatcher) runClock(ctx context.Context) {
 	}
 }
 
-// take waits for a ready mailbox and returns its most urgent lane, one connection and one message of pace spent.
-// nil means the dispatcher is stopping.
-func (d *Dispatcher) take() *lane {
+// attempt is one connection of a mailbox at work, from its turn to its end.
+type attempt struct {
+	lane    *lane
+	mailbox *mailbox // the lane's when the attempt began: Reload may move the lane meanwhile
+	route   envelope.Route
+	begun   time.Time
+	rules   rules
+}
+
+// take waits for a ready mailbox and begins an attempt at its most urgent lane, one connection and one message of pace
+// spent. nil means the dispatcher is stopping.
+func (d *Dispatcher) take() *attempt {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for {
@@ -325,23 +334,19 @@ func (d *Dispatcher) take() *lane {
 			d.schedule(m, now)
 			continue
 		}
-		l := m.lanes[0]
-		d.unlink(l)
+		a := &attempt{lane: m.lanes[0], mailbox: m, route: m.route, begun: now, rules: rules{retry: d.retry, lifetime: d.lifetime}}
+		d.unlink(a.lane)
 		m.active++
 		m.pace.spend(now)
-		m.probe(true)
+		m.probe(a)
 		d.schedule(m, now)
-		return l
+		return a
 	}
 }
 
 func (d *Dispatcher) runWorker(ctx context.Context) {
-	for {
-		l := d.take()
-		if l == nil {
-			return
-		}
-		d.serve(ctx, l)
+	for a := d.take(); a != nil; a = d.take() {
+		d.serve(ctx, a)
 	}
 }
 
@@ -349,83 +354,88 @@ func (d *Dispatcher) runWorker(ctx context.Context) {
 const claimRetry = time.Second
 
 // serve makes one attempt at the lane's first message and gives the connection back.
-func (d *Dispatcher) serve(ctx context.Context, l *lane) {
-	d.mu.Lock()
-	m := l.mailbox // Reload may move the lane while the attempt is under way
-	route := m.route
-	d.mu.Unlock()
-	claim, err := d.opts.Source.Claim(ctx, l.sender, time.Now())
-	if err != nil {
-		d.log.Warn("claim failed", zap.String("sender", string(l.sender)), zap.Error(err))
-		claim.Next = time.Now().Add(claimRetry)
+func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
+	claim, err := d.opts.Source.Claim(ctx, a.lane.sender, time.Now())
+	v := verdict{release: true}
+	if d.admit(a, &claim, err) {
+		v = d.try(ctx, a, claim)
 	}
 	d.mu.Lock()
-	if claim.Envelope == nil {
-		m.pace.refund()
+	if claim.Envelope == nil || !v.tried {
+		a.mailbox.pace.refund()
 	}
-	if !claim.Next.IsZero() {
-		d.wake(l, claim.Next)
-	}
-	fits := claim.Envelope == nil || m.day.fits(time.Now(), len(claim.Progress.Open(claim.Envelope)))
+	a.mailbox.day.spend(time.Now(), v.accepted)
+	d.gate(a, v) // before the outcome is told: the source names what is due again at once, and a closed gate must be by then
 	d.mu.Unlock()
-
-	v := verdict{}
-	if claim.Envelope != nil && fits {
-		v = d.attempt(ctx, &route, claim)
-	}
-
-	d.mu.Lock()
-	m.active--
-	if fits {
-		m.day.spend(time.Now(), v.accepted)
-	} else {
-		v.release = true
-		m.pace.refund()
-		m.day.full(time.Now())
-	}
-	d.gate(m, v)
-	d.schedule(m, time.Now())
-	d.mu.Unlock()
-	if v.release { // only now: the source tells of it at once, and the gate must be closed by then
+	switch {
+	case claim.Envelope == nil:
+	case v.release:
 		d.opts.Source.Release(claim.Envelope, claim.Progress)
+	default:
+		d.settle(ctx, claim.Envelope, v.progress)
 	}
+	d.mu.Lock()
+	a.mailbox.active--
+	d.schedule(a.mailbox, time.Now())
+	d.mu.Unlock()
 }
 
-// attempt delivers one claimed message and settles it.
-func (d *Dispatcher) attempt(ctx context.Context, route *envelope.Route, claim envelope.Claim) verdict {
-	env, p := claim.Envelope, claim.Progress
+// admit takes in what the source said, and reports whether there is a message that may be tried now.
+func (d *Dispatcher) admit(a *attempt, claim *envelope.Claim, err error) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	if err != nil {
+		d.log.Warn("claim failed", zap.String("sender", string(a.lane.sender)), zap.Error(err))
+		d.wake(a.lane, now.Add(claimRetry))
+		return false
+	}
+	if !claim.Next.IsZero() {
+		d.wake(a.lane, claim.Next)
+	}
+	if claim.Envelope == nil || d.stopped {
+		return false
+	}
+	if !a.mailbox.day.fits(now, len(claim.Progress.Open(claim.Envelope))) {
+		a.mailbox.day.full(now)
+		return false
+	}
+	return true
+}
+
+// try delivers one claimed message and judges what came of it.
+func (d *Dispatcher) try(ctx context.Context, a *attempt, claim envelope.Claim) verdict {
+	env, p, tenant := claim.Envelope, claim.Progress, a.route.Tenant
 	open := p.Open(env)
 	log := d.log.With(zap.String("id", string(env.ID)), zap.String("sender", string(env.Sender)),
-		zap.String("tenant", route.Tenant), zap.String("login", string(route.Login)), zap.Int("attempt", p.Attempts+1))
+		zap.String("tenant", tenant), zap.String("login", string(a.route.Login)), zap.Int("attempt", p.Attempts+1))
 	if p.State == envelope.Uncertain {
 		d.metrics.duplicates.Inc()
 		log.Warn("possible duplicate: resending a message whose last attempt ended between final dot and reply")
 	}
 	started := time.Now()
 	if p.Attempts == 0 {
-		d.metrics.wait.WithLabelValues(route.Tenant).Observe(started.Sub(env.Received).Seconds())
+		d.metrics.wait.WithLabelValues(tenant).Observe(started.Sub(env.Received).Seconds())
 	}
-	out := d.deliver(ctx, route, claim, open)
-	now := time.Now()
-	d.metrics.duration.WithLabelValues(route.Tenant).Observe(now.Sub(started).Seconds())
-	d.mu.Lock()
-	rules := rules{now: now, retry: d.retry, lifetime: d.lifetime, stopping: ctx.Err() != nil}
-	d.mu.Unlock()
-	v := rules.judge(env, p, open, out)
-	d.metrics.deliveries.WithLabelValues(route.Tenant, v.outcome).Inc()
-	log = log.With(zap.Int("recipients", len(open)), zap.Duration("took", now.Sub(started)))
-	v.log(log, out)
-	if v.release {
-		return v
-	}
-	// Settling outlives a cut-off attempt by a little: what was sent should be on the disk before the process ends.
+	out := d.deliver(ctx, &a.route, claim, open)
+	a.rules.now, a.rules.stopping = time.Now(), ctx.Err() != nil
+	took := a.rules.now.Sub(started)
+	d.metrics.duration.WithLabelValues(tenant).Observe(took.Seconds())
+	v := a.rules.judge(env, p, open, out)
+	d.metrics.deliveries.WithLabelValues(tenant, v.outcome).Inc()
+	v.log(log.With(zap.Int("recipients", len(open)), zap.Duration("took", took)), out)
+	return v
+}
+
+// settle makes an outcome durable. It outlives a cut-off attempt by a little: what was sent should be on the disk before
+// the process ends.
+func (d *Dispatcher) settle(ctx context.Context, env *envelope.Envelope, p envelope.Progress) {
 	settle, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(settleGrace, cancel) })()
-	if err := d.opts.Source.Settle(settle, env, v.progress); err != nil {
-		log.Error("outcome not recorded: the message will be sent again after a restart", zap.Error(err))
+	if err := d.opts.Source.Settle(settle, env, p); err != nil {
+		d.log.Error("outcome not recorded: the message will be sent again after a restart", zap.String("id", string(env.ID)), zap.Error(err))
 	}
-	return v
 }
 
 // settleGrace is how long recording an outcome may still take once attempts are cut off.

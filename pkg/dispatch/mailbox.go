@@ -45,11 +45,15 @@ type tenant struct {
 // Back-off: after a reply that asks this sender to slow down, nothing for 15 s, then 30 s, 1 min … up to 10 min while
 // such replies go on. Park: after a failure that is nobody's mail's fault, a single probe with real mail after 1 min,
 // 2 min, 4 min … up to 15 min; the first success opens the gate. Either costs no message an attempt while it lasts.
+//
+// An attempt that began before the gate last closed is no news: of three attempts that meet one throttling, one counts,
+// and the success of an old session cures nothing.
 type gate struct {
 	until   time.Time // closed before this time
+	closed  time.Time // when it closed last
 	strikes int       // in a row
 	parked  string    // why; empty: not parked
-	probing bool      // the one attempt a parked gate lets through is under way
+	probe   *attempt  // the one attempt a parked gate lets through, while it is under way
 }
 
 const (
@@ -57,12 +61,13 @@ const (
 	probeFirst, probeMost     = time.Minute, 15 * time.Minute
 )
 
+// news reports whether an attempt begun then says anything the gate does not know.
+func (g *gate) news(begun time.Time) bool { return begun.After(g.closed) }
+
 func (g *gate) close(now time.Time, first, most time.Duration) {
-	wait := first << min(g.strikes, 16)
-	if wait > most || wait <= 0 {
-		wait = most
-	}
+	wait := min(first<<min(g.strikes, 16), most)
 	g.strikes++
+	g.closed = now
 	// Up to a tenth longer, so that gates closed by one outage do not open in one moment.
 	g.until = now.Add(wait + rand.N(wait/10+1))
 }
@@ -81,7 +86,7 @@ func (m *mailbox) next(now time.Time) (at time.Time, ok bool) {
 	if len(m.lanes) == 0 || m.active >= max(1, m.route.Connections) {
 		return at, false
 	}
-	if m.gate.probing || m.tenant.gate.probing {
+	if m.gate.probe != nil || m.tenant.gate.probe != nil {
 		return at, false
 	}
 	at = m.lanes[0].due
@@ -93,73 +98,87 @@ func (m *mailbox) next(now time.Time) (at time.Time, ok bool) {
 	return at, true
 }
 
-// probe marks the attempt about to begin, or just ended, as the one a parked gate lets through.
-func (m *mailbox) probe(on bool) {
-	if m.gate.parked != "" || !on {
-		m.gate.probing = on
-	}
-	if m.tenant.gate.parked != "" || !on {
-		m.tenant.gate.probing = on
+// probe marks an attempt about to begin as the one its parked gates let through.
+func (m *mailbox) probe(a *attempt) {
+	for _, g := range []*gate{&m.gate, &m.tenant.gate} {
+		if g.parked != "" {
+			g.probe = a
+		}
 	}
 }
 
 // gate opens and closes the gates as the verdict on an attempt asks. The caller holds mu.
-func (d *Dispatcher) gate(m *mailbox, v verdict) {
-	now, before := time.Now(), m.parkedFor()
-	tenantBefore, probed, tenantProbed := m.tenant.gate.parked, m.gate.probing, m.tenant.gate.probing
-	m.probe(false)
-	who := []zap.Field{zap.String("tenant", m.route.Tenant), zap.String("login", string(m.route.Login))}
+func (d *Dispatcher) gate(a *attempt, v verdict) {
+	m, t := a.mailbox, a.mailbox.tenant
+	now, before, tenantBefore := time.Now(), m.parkedFor(), t.gate.parked
+	probed, tenantProbed := m.gate.probe == a, t.gate.probe == a
+	if probed {
+		m.gate.probe = nil
+	}
+	if tenantProbed {
+		t.gate.probe = nil
+	}
+	who := []zap.Field{zap.String("tenant", t.name), zap.String("login", string(m.route.Login))}
 	switch {
 	case !v.tried:
 	case v.action == status.BackOffSender:
-		m.gate.close(now, backOffFirst, backOffMost)
+		m.gate.backOff(a.begun, now)
 	case v.action == status.BackOffTenant:
-		m.tenant.gate.close(now, backOffFirst, backOffMost)
+		t.gate.backOff(a.begun, now)
 	case v.action == status.ParkSender:
-		d.park(&m.gate, now, v.reason, who...)
+		d.park(&m.gate, a.begun, now, v.reason, who...)
 	case v.action == status.ParkTenant:
-		d.park(&m.tenant.gate, now, v.reason, who[:1]...)
+		d.park(&t.gate, a.begun, now, v.reason, who[:1:1]...)
 	case v.answered:
-		d.open(&m.gate, now, who...)
-		d.open(&m.tenant.gate, now, who[:1]...)
+		d.open(&m.gate, a.begun, who...)
+		d.open(&t.gate, a.begun, who[:1:1]...)
 	default: // a failure of the network, say: a probe that told nothing
 		if probed {
 			m.gate.close(now, probeFirst, probeMost)
 		}
 		if tenantProbed {
-			m.tenant.gate.close(now, probeFirst, probeMost)
+			t.gate.close(now, probeFirst, probeMost)
 		}
 	}
-	if tenantProbed || m.tenant.gate.parked != tenantBefore {
+	if tenantProbed || t.gate.parked != tenantBefore {
 		for _, other := range d.mailboxes {
-			if other.tenant == m.tenant {
+			if other.tenant == t {
 				d.schedule(other, now)
 			}
 		}
 	}
 	if m.parkedFor() != before {
-		d.showParks(m.tenant)
+		d.showParks(t)
+	}
+}
+
+func (g *gate) backOff(begun, now time.Time) {
+	if g.news(begun) {
+		g.close(now, backOffFirst, backOffMost)
 	}
 }
 
 // park closes a gate until a probe gets through, and tells about it once.
-func (d *Dispatcher) park(g *gate, now time.Time, reason string, who ...zap.Field) {
+func (d *Dispatcher) park(g *gate, begun, now time.Time, reason string, who ...zap.Field) {
 	if g.parked == "" {
-		g.strikes = 0
 		d.log.Warn("parked: mail is kept until the cause is cured, and costs no attempt", append(who, zap.String("reply", reason))...)
+		*g = gate{}
+	} else if !g.news(begun) {
+		return
 	}
 	g.parked = reason
 	g.close(now, probeFirst, probeMost)
 }
 
-// open opens a parked gate, and forgets the strikes of one whose back-off is over.
-func (d *Dispatcher) open(g *gate, now time.Time, who ...zap.Field) {
+// open opens a gate and forgets its strikes.
+func (d *Dispatcher) open(g *gate, begun time.Time, who ...zap.Field) {
+	if !g.news(begun) {
+		return
+	}
 	if g.parked != "" {
 		d.log.Info("resumed", who...)
-		*g = gate{}
-	} else if !g.until.After(now) {
-		g.strikes = 0
 	}
+	*g = gate{}
 }
 
 // showParks brings the source's view of the tenant's senders up to date. The caller holds mu.
