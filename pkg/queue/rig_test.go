@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"testing"
 	"time"
 
@@ -241,11 +240,15 @@ func text(n int) []byte {
 	return b[:n]
 }
 
-// await waits for cond, which other goroutines make true; no clock is slept on.
+// await waits until other goroutines have made cond true.
 func await(t *testing.T, what string, limit time.Duration, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); !cond(); runtime.Gosched() {
-		if time.Now().After(end) {
+	end, look := time.After(limit), time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for !cond() {
+		select {
+		case <-look.C:
+		case <-end:
 			t.Fatalf("after %v still not: %s", limit, what)
 		}
 	}
