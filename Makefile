@@ -1,0 +1,58 @@
+# relayd. `make demo` shows the main job, `make test` passes all tests; `make check` is what CI runs.
+SHELL      := /bin/bash
+GO         ?= go
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT     ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LDFLAGS    := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+BIN        := bin/relayd
+TEST_FLAGS ?= -race -timeout 9m
+
+.PHONY: help build demo test test-deps check fmt fmt-check vet lint shellcheck generate generate-check chaos bench fuzz hotsender clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+build: ## compile to bin/relayd
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/relayd
+
+demo: build ## relay, simulated Exchange Online and Entra ID in one process; two messages through it
+	$(BIN) demo $(DEMO_FLAGS)
+
+test-deps: ## install the mail clients the tests use (Debian: apt and npm), or say what is missing
+	@scripts/test-deps
+
+test: test-deps ## all tests, race detector on
+	$(GO) test $(TEST_FLAGS) ./...
+
+check: fmt-check vet lint shellcheck generate-check test ## everything CI checks
+
+fmt: ## format all sources
+	gofmt -w $$(git ls-files '*.go')
+
+fmt-check:
+	@files=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$files" ]; then echo "not formatted (make fmt): $$files"; exit 1; fi
+
+vet:
+	$(GO) vet ./...
+	@$(GO) mod tidy -diff >/dev/null || { echo "go.mod is not tidy: go mod tidy"; exit 1; }
+
+lint: ## golangci-lint, of the version in tools/go.mod
+	$(GO) tool -modfile=tools/go.mod golangci-lint run
+
+shellcheck:
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run $$(git ls-files scripts); else echo "skipped: shellcheck is not installed"; fi
+
+generate: ## rewrite generated files (the configuration's JSON Schema)
+	$(GO) run ./cmd/relayd config schema > docs/relayd.schema.json
+
+generate-check:
+	@$(GO) run ./cmd/relayd config schema | diff -u docs/relayd.schema.json - || { echo "generated files are stale: make generate"; exit 1; }
+
+clean: ## remove what was built
+	rm -rf bin dist
+
+chaos: ## kill -9 a relay under load every 2 s for 5 minutes and print the ledger
+	$(GO) run ./test/chaos $(CHAOS_FLAGS)
+
+hotsender: ## what a sender with 90% of all mail costs the others, side by side
+	$(GO) run ./test/hotsender $(HOTSENDER_FLAGS)
