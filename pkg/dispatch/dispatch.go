@@ -311,6 +311,7 @@ type attempt struct {
 	route   envelope.Route
 	begun   time.Time
 	rules   rules
+	day     int // recipients reserved of the mailbox's day
 }
 
 // take waits for a ready mailbox and begins an attempt at its most urgent lane, one connection and one message of pace
@@ -337,7 +338,7 @@ func (d *Dispatcher) take() *attempt {
 		a := &attempt{lane: m.lanes[0], mailbox: m, route: m.route, begun: now, rules: rules{retry: d.retry, lifetime: d.lifetime}}
 		d.unlink(a.lane)
 		m.active++
-		m.pace.spend(now)
+		m.pace.begin(now)
 		m.probe(a)
 		d.schedule(m, now)
 		return a
@@ -361,10 +362,7 @@ func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
 		v = d.try(ctx, a, claim)
 	}
 	d.mu.Lock()
-	if claim.Envelope == nil || !v.tried {
-		a.mailbox.pace.refund()
-	}
-	a.mailbox.day.spend(time.Now(), v.accepted)
+	a.mailbox.day.settle(time.Now(), a.day, v.counted)
 	d.gate(a, v) // before the outcome is told: the source names what is due again at once, and a closed gate must be by then
 	d.mu.Unlock()
 	switch {
@@ -376,6 +374,7 @@ func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
 	}
 	d.mu.Lock()
 	a.mailbox.active--
+	a.mailbox.pace.end(time.Now(), v.tried)
 	d.schedule(a.mailbox, time.Now())
 	d.mu.Unlock()
 }
@@ -396,10 +395,11 @@ func (d *Dispatcher) admit(a *attempt, claim *envelope.Claim, err error) bool {
 	if claim.Envelope == nil || d.stopped {
 		return false
 	}
-	if !a.mailbox.day.fits(now, len(claim.Progress.Open(claim.Envelope))) {
-		a.mailbox.day.full(now)
+	n := len(claim.Progress.Open(claim.Envelope))
+	if !a.mailbox.day.reserve(now, n) {
 		return false
 	}
+	a.day = n
 	return true
 }
 

@@ -29,6 +29,7 @@ type verdict struct {
 	action   status.Action // the widest any recipient asks for
 	reason   string        // the reply behind it
 	accepted int           // recipients Exchange Online took
+	counted  int           // recipients it may have counted: the accepted and the uncertain
 	tried    bool          // an attempt was made
 	answered bool          // Exchange Online accepted or refused a recipient: nothing is wrong with the sender
 }
@@ -67,6 +68,7 @@ func (r *rules) judge(env *envelope.Envelope, p envelope.Progress, open []int, o
 		case e == nil:
 			results[i] = envelope.Result{State: envelope.Sent, Reply: out.Reply}
 			v.accepted++
+			v.counted++
 			settled = true
 			continue
 		case e.Action == status.Fail:
@@ -74,6 +76,7 @@ func (r *rules) judge(env *envelope.Envelope, p envelope.Progress, open []int, o
 			settled = true
 		case e.Action == status.Uncertain:
 			results[i] = envelope.Result{State: envelope.Uncertain, Reply: e.Error()}
+			v.counted++
 			uncertain = true
 		default:
 			results[i] = envelope.Result{State: envelope.Deferred, Reply: e.Error()}

@@ -89,13 +89,15 @@ func (m *mailbox) next(now time.Time) (at time.Time, ok bool) {
 	if m.gate.probe != nil || m.tenant.gate.probe != nil {
 		return at, false
 	}
+	paced, ok1 := m.pace.next(now, m.active)
+	daily, ok2 := m.day.next(now)
 	at = m.lanes[0].due
-	for _, t := range []time.Time{m.pace.next(now), m.day.next(now), m.gate.until, m.tenant.gate.until} {
+	for _, t := range [...]time.Time{paced, daily, m.gate.until, m.tenant.gate.until} {
 		if t.After(at) {
 			at = t
 		}
 	}
-	return at, true
+	return at, ok1 && ok2
 }
 
 // probe marks an attempt about to begin as the one its parked gates let through.
