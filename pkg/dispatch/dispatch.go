@@ -101,6 +101,8 @@ type Dispatcher struct {
 	mailboxes map[string]*mailbox
 	tenants   map[string]*tenant
 	panics    map[envelope.ID]int
+	turns     uint64 // lanes served so far
+	reloads   int
 }
 
 // New returns a dispatcher that does nothing until Run.
@@ -337,6 +339,8 @@ func (d *Dispatcher) take() *attempt {
 		}
 		a := &attempt{lane: m.lanes[0], mailbox: m, route: m.route, begun: now, rules: rules{retry: d.retry, lifetime: d.lifetime}}
 		d.unlink(a.lane)
+		d.turns++
+		a.lane.rest, a.lane.turn = now, d.turns
 		m.active++
 		m.pace.begin(now)
 		m.probe(a)
@@ -384,11 +388,19 @@ func (d *Dispatcher) admit(a *attempt, claim *envelope.Claim, err error) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := time.Now()
-	if err != nil {
-		d.log.Warn("claim failed", zap.String("sender", string(a.lane.sender)), zap.Error(err))
-		d.wake(a.lane, now.Add(claimRetry))
+	if l := a.lane; err != nil {
+		if !l.failing {
+			d.log.Warn("claim failed: the sender rests a second, and so on until it works", zap.String("sender", string(l.sender)), zap.Error(err))
+		}
+		// The source may have named the message again already, as due: the rest is the lane's own.
+		l.failing, l.rest = true, now.Add(claimRetry)
+		d.wake(l, now)
+		if l.pos >= 0 {
+			heap.Fix(&l.mailbox.lanes, l.pos)
+		}
 		return false
 	}
+	a.lane.failing = false
 	if !claim.Next.IsZero() {
 		d.wake(a.lane, claim.Next)
 	}

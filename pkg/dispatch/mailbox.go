@@ -15,8 +15,19 @@ type lane struct {
 	sender  envelope.Address
 	mailbox *mailbox  // nil: no route at present
 	due     time.Time // of the earliest message, as far as known; zero: nothing to do
+	rest    time.Time // not before this: it had its turn, or the queue failed
+	turn    uint64    // number of its last turn
+	failing bool      // its last claim failed
 	shown   string    // why the source was told it is parked
 	pos     int       // in the mailbox's heap; -1: not in it
+}
+
+// at returns when the lane's turn may come.
+func (l *lane) at() time.Time {
+	if l.rest.After(l.due) {
+		return l.rest
+	}
+	return l.due
 }
 
 // mailbox is the unit Exchange Online limits: one login of one tenant.
@@ -24,6 +35,7 @@ type mailbox struct {
 	route  envelope.Route
 	tenant *tenant
 	lanes  lanes // with something due now or later, earliest first
+	reload int   // number of the reload whose limits it has
 	active int   // attempts under way
 	pace   pace
 	day    day
@@ -91,7 +103,7 @@ func (m *mailbox) next(now time.Time) (at time.Time, ok bool) {
 	}
 	paced, ok1 := m.pace.next(now, m.active)
 	daily, ok2 := m.day.next(now)
-	at = m.lanes[0].due
+	at = m.lanes[0].at()
 	for _, t := range [...]time.Time{paced, daily, m.gate.until, m.tenant.gate.until} {
 		if t.After(at) {
 			at = t
@@ -192,12 +204,18 @@ func (d *Dispatcher) showParks(t *tenant) {
 	}
 }
 
-// lanes is a heap by due time.
+// lanes is a heap by due time; a lane that has had its turn stands behind all that were due before that, so the senders
+// of one mailbox take turns however much mail one of them has.
 type lanes []*lane
 
-func (h lanes) Len() int           { return len(h) }
-func (h lanes) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h lanes) Swap(i, j int)      { h[i], h[j] = h[j], h[i]; h[i].pos, h[j].pos = i, j }
+func (h lanes) Len() int { return len(h) }
+func (h lanes) Less(i, j int) bool {
+	if c := h[i].at().Compare(h[j].at()); c != 0 {
+		return c < 0
+	}
+	return h[i].turn < h[j].turn
+}
+func (h lanes) Swap(i, j int) { h[i], h[j] = h[j], h[i]; h[i].pos, h[j].pos = i, j }
 func (h *lanes) Push(x any) {
 	l := x.(*lane)
 	l.pos = len(*h)
