@@ -64,13 +64,13 @@ func start(t *testing.T, opts sandbox.Options) *sandbox.Sandbox {
 
 // client speaks SMTP by hand.
 type client struct {
-	t    *testing.T
+	t    testing.TB
 	box  *sandbox.Sandbox
 	conn net.Conn
 	in   *bufio.Reader
 }
 
-func dial(t *testing.T, b *sandbox.Sandbox) *client {
+func dial(t testing.TB, b *sandbox.Sandbox) *client {
 	t.Helper()
 	conn, err := net.Dial("tcp", b.SMTPAddr())
 	if err != nil {
@@ -179,7 +179,7 @@ func (c *client) auth(user, token string) string {
 }
 
 // login is a connection ready for MAIL.
-func login(t *testing.T, b *sandbox.Sandbox, user string) *client {
+func login(t testing.TB, b *sandbox.Sandbox, user string) *client {
 	t.Helper()
 	c := dial(t, b).secure()
 	if got := c.auth(user, c.token()); got != "235 2.7.0 Authentication successful" {
