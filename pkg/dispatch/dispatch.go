@@ -141,7 +141,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 }
 
 // Reload asks the router again for every sender, takes over a changed retry schedule and lifetime (zero values keep the
-// old), and lets everything parked be probed at once: the change may have been the cure.
+// old), and lets everything parked be probed at once: the change may have been the cure. What was counted stays counted.
 func (d *Dispatcher) Reload(retry []time.Duration, lifetime time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -151,27 +151,30 @@ func (d *Dispatcher) Reload(retry []time.Duration, lifetime time.Duration) {
 	if lifetime > 0 {
 		d.lifetime = lifetime
 	}
+	d.reloads++
 	now := time.Now()
 	for _, t := range d.tenants {
-		t.gate.until = now
+		t.gate.probeAt(now)
 	}
 	for _, m := range d.mailboxes {
-		m.gate.until = now
+		m.gate.probeAt(now)
 	}
 	for _, l := range d.lanes {
 		due := l.due
 		d.unlink(l)
 		l.mailbox = nil
+		if !due.IsZero() || l.shown != "" {
+			d.assign(l)
+		}
 		if !due.IsZero() {
 			d.wake(l, due)
 		}
 	}
 	for key, m := range d.mailboxes {
-		if len(m.lanes) == 0 && m.active == 0 && !m.ready {
-			delete(d.mailboxes, key)
-			continue
-		}
 		d.schedule(m, now)
+		if m.idle(now) {
+			delete(d.mailboxes, key)
+		}
 	}
 }
 
@@ -192,10 +195,11 @@ func (d *Dispatcher) wake(l *lane, due time.Time) {
 	if l.mailbox == nil {
 		d.assign(l)
 	}
-	if !l.due.IsZero() && !due.Before(l.due) {
+	if l.due.IsZero() || due.Before(l.due) {
+		l.due = due
+	} else if l.pos >= 0 {
 		return
 	}
-	l.due = due
 	if l.mailbox == nil {
 		return // no route: Reload will ask again
 	}
@@ -222,12 +226,10 @@ func (d *Dispatcher) assign(l *lane) {
 	}
 	m := d.mailboxes[route.Mailbox()]
 	if m == nil {
-		m = &mailbox{tenant: t, at: -1}
+		m = &mailbox{tenant: t, at: -1, reload: -1}
 		d.mailboxes[route.Mailbox()] = m
 	}
-	m.route = *route
-	m.pace.limit = route.MessagesPerMinute
-	m.day.limit = route.RecipientsPerDay
+	m.limit(route, d.reloads)
 	l.mailbox = m
 	d.show(l, m.parkedFor())
 }

@@ -84,6 +84,40 @@ func (g *gate) close(now time.Time, first, most time.Duration) {
 	g.until = now.Add(wait + rand.N(wait/10+1))
 }
 
+// probeAt lets a parked gate be probed at now. A back-off goes on: no change of ours cures that.
+func (g *gate) probeAt(now time.Time) {
+	if g.parked != "" {
+		g.until = now
+	}
+}
+
+// limit takes over a route's limits: the first after a reload as they are, of the others what is stricter, since senders
+// may share a mailbox and disagree.
+func (m *mailbox) limit(route *envelope.Route, reload int) {
+	if m.reload != reload {
+		m.route, m.reload = *route, reload
+	} else {
+		m.route.Connections = min(m.route.Connections, route.Connections)
+		m.route.MessagesPerMinute = stricter(m.route.MessagesPerMinute, route.MessagesPerMinute)
+		m.route.RecipientsPerDay = stricter(m.route.RecipientsPerDay, route.RecipientsPerDay)
+	}
+	m.pace.limit, m.day.limit = m.route.MessagesPerMinute, m.route.RecipientsPerDay
+}
+
+// stricter returns the lower of two limits, of which 0 is none.
+func stricter(a, b int) int {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
+}
+
+// idle reports whether the mailbox could be forgotten and nothing would be lost with it.
+func (m *mailbox) idle(now time.Time) bool {
+	return len(m.lanes) == 0 && m.active == 0 && !m.ready && m.gate.parked == "" && !m.gate.until.After(now) &&
+		m.pace.idle(now) && m.day.idle(now)
+}
+
 // parkedFor returns why nothing of this mailbox can be sent, or "".
 func (m *mailbox) parkedFor() string {
 	if m.tenant.gate.parked != "" {
