@@ -13,6 +13,7 @@ import (
 	"container/heap"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -57,7 +58,7 @@ type Options struct {
 
 	Workers      int             // attempts at once, over all mailboxes; 0: 256
 	Retry        []time.Duration // see schedule; empty: 1m, 5m, 15m, 30m, 1h, 2h, 4h
-	Lifetime     time.Duration   // a message older than this fails at its next temporary failure; 0: 5 days
+	Lifetime     time.Duration   // of a message; the attempt that ends it is that of rules.outlived; 0: 5 days
 	DrainTimeout time.Duration   // what attempts under way get to end when Run is told to stop; 0: 25 s
 	SenderLabels int             // mailboxes with a metric of their own; 0: 200
 
@@ -369,6 +370,9 @@ func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
 	}
 	d.mu.Lock()
 	a.mailbox.day.settle(time.Now(), a.day, v.counted)
+	if v.progress.State.Final() {
+		delete(d.panics, claim.Envelope.ID)
+	}
 	d.gate(a, v) // before the outcome is told: the source names what is due again at once, and a closed gate must be by then
 	d.mu.Unlock()
 	switch {
@@ -428,15 +432,17 @@ func (d *Dispatcher) try(ctx context.Context, a *attempt, claim envelope.Claim) 
 		log.Warn("possible duplicate: resending a message whose last attempt ended between final dot and reply")
 	}
 	started := time.Now()
-	if p.Attempts == 0 {
-		d.metrics.wait.WithLabelValues(tenant).Observe(started.Sub(env.Received).Seconds())
-	}
 	out := d.deliver(ctx, &a.route, claim, open)
 	a.rules.now, a.rules.stopping = time.Now(), ctx.Err() != nil
 	took := a.rules.now.Sub(started)
 	d.metrics.duration.WithLabelValues(tenant).Observe(took.Seconds())
 	v := a.rules.judge(env, p, open, out)
-	d.metrics.deliveries.WithLabelValues(tenant, v.outcome).Inc()
+	if p.Attempts == 0 && len(p.Results) == 0 && !v.release { // what is released comes back for its first attempt
+		d.metrics.wait.WithLabelValues(tenant).Observe(started.Sub(env.Received).Seconds())
+	}
+	if v.outcome != "" {
+		d.metrics.deliveries.WithLabelValues(tenant, v.outcome).Inc()
+	}
 	v.log(log.With(zap.Int("recipients", len(open)), zap.Duration("took", took)), out)
 	return v
 }
@@ -485,5 +491,9 @@ func (d *Dispatcher) deliver(ctx context.Context, route *envelope.Route, claim e
 			out.Errs[i] = e
 		}
 	}()
-	return d.opts.Deliverer.Deliver(ctx, route, claim.Envelope, open, claim.Body(ctx))
+	out = d.opts.Deliverer.Deliver(ctx, route, claim.Envelope, open, claim.Body(ctx))
+	if len(out.Errs) != len(open) {
+		panic(fmt.Sprintf("deliverer: %d results for %d recipients", len(out.Errs), len(open)))
+	}
+	return out
 }

@@ -1,7 +1,6 @@
 package dispatch
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -23,7 +22,7 @@ type rules struct {
 
 // verdict is what one attempt means for the message and for its sender.
 type verdict struct {
-	outcome  string // label of relayd_deliveries_total
+	outcome  string // label of relayd_deliveries_total; empty: cut off by the relay's stop, counts as nothing
 	release  bool   // nothing that counts was tried
 	progress envelope.Progress
 	action   status.Action // the widest any recipient asks for
@@ -49,72 +48,60 @@ func schedule(steps []time.Duration, attempts int) time.Duration {
 //	accepted                 → sent
 //	fail                     → failed
 //	uncertain                → uncertain, tried again
-//	anything else            → deferred; failed once the message is older than its lifetime
+//	anything else            → deferred; failed once the message has outlived its lifetime
 //
 // A park or a relay that stops is no attempt: where no recipient came further, the message is released unchanged. A body
 // that does not match its hash, and a message that panicked three times, is held.
 func (r *rules) judge(env *envelope.Envelope, p envelope.Progress, open []int, out status.Outcome) verdict {
-	v := verdict{tried: true, outcome: "deferred"}
+	v := verdict{tried: true}
 	results := make([]envelope.Result, len(env.Recipients))
 	for i := range results {
 		results[i].State = envelope.Queued
 	}
 	copy(results, p.Results)
-	settled, uncertain, parks := false, false, 0
-	var last *status.Error
+	parks, most := 0, -1
 	for k, i := range open {
 		e := out.Errs[k]
-		switch {
-		case e == nil:
+		if e == nil {
 			results[i] = envelope.Result{State: envelope.Sent, Reply: out.Reply}
 			v.accepted++
 			v.counted++
-			settled = true
+			v.answered = true
 			continue
-		case e.Action == status.Fail:
-			results[i] = envelope.Result{State: envelope.Failed, Reply: e.Error()}
-			settled = true
-		case e.Action == status.Uncertain:
-			results[i] = envelope.Result{State: envelope.Uncertain, Reply: e.Error()}
-			v.counted++
-			uncertain = true
-		default:
-			results[i] = envelope.Result{State: envelope.Deferred, Reply: e.Error()}
 		}
-		if e.Action == status.ParkSender || e.Action == status.ParkTenant {
+		results[i] = envelope.Result{State: envelope.Deferred, Reply: e.Error()}
+		switch e.Action {
+		case status.Fail:
+			results[i].State = envelope.Failed
+			v.answered = true
+		case status.Uncertain:
+			results[i].State = envelope.Uncertain
+			v.counted++
+		case status.ParkSender, status.ParkTenant:
 			parks++
 		}
-		if last == nil || e.Action > v.action && e.Action != status.Uncertain {
-			last = e
-		}
-		if e.Action > v.action && e.Action != status.Uncertain {
-			v.action = e.Action
+		if w := weight(e.Action); w > most {
+			most, v.action, v.reason = w, e.Action, e.Error()
 		}
 	}
-	if v.action == status.Fail {
-		v.action = status.Retry // a recipient's affair, not the sender's
-	}
-	if last != nil {
-		v.reason = last.Error()
-	}
-	v.answered = settled
+	v.progress = envelope.Progress{Attempts: p.Attempts, Changed: r.now, Reason: v.reason, Results: results}
 	if held := holdReason(out.Errs); held != "" {
-		v.progress = envelope.Progress{State: envelope.Held, Attempts: p.Attempts + 1, Changed: r.now, Reason: held, Results: p.Results}
+		v.outcome = "failed" // nothing more happens to it by itself
+		v.progress.State, v.progress.Reason, v.progress.Attempts = envelope.Held, held, p.Attempts+1
 		return v
 	}
-	if !settled && !uncertain && (parks > 0 || r.stopping && cutOff(out.Errs)) {
+	if (parks > 0 || r.stopping) && !v.answered && v.counted == 0 {
 		v.release = true
 		if parks > 0 {
 			v.outcome = "parked"
 		}
 		return v
 	}
-	v.progress = envelope.Progress{Attempts: p.Attempts, Changed: r.now, Reason: v.reason, Results: results}
 	due := r.now
 	if parks == 0 {
 		v.progress.Attempts++
 		due = r.now.Add(schedule(r.retry, v.progress.Attempts))
-		if r.now.Sub(env.Received) >= r.lifetime {
+		if r.outlived(env, v.progress.Attempts) {
 			expire(results, r.lifetime)
 		}
 	}
@@ -123,6 +110,37 @@ func (r *rules) judge(env *envelope.Envelope, p envelope.Progress, open []int, o
 		v.progress.Due = due
 	}
 	return v
+}
+
+// weight orders actions by how much they decide: of the replies to one message's recipients the heaviest is the sender's
+// and the log's. A failed recipient is settled and weighs least; an uncertain one asks for no more than a retry.
+func weight(a status.Action) int {
+	switch a {
+	case status.Fail:
+		return 0
+	case status.Uncertain:
+		return 2
+	case status.Retry:
+		return 1
+	default:
+		return 1 + int(a)
+	}
+}
+
+// outlived reports whether a message is to fail at this attempt, its last.
+//
+// It is where the message is older than its lifetime and the waits between its attempts make up for that. A message that
+// was parked, or stood behind a slow mailbox's other mail, spent its days without being tried: those cost it no life.
+// The waits are counted a quarter longer, the most that chance adds.
+func (r *rules) outlived(env *envelope.Envelope, attempts int) bool {
+	if r.now.Sub(env.Received) < r.lifetime {
+		return false
+	}
+	var waited time.Duration
+	for n := 1; n < attempts && waited < r.lifetime; n++ {
+		waited += r.retry[min(n, len(r.retry))-1]
+	}
+	return waited*5/4 >= r.lifetime
 }
 
 // expire gives up on every recipient that is not settled.
@@ -171,16 +189,6 @@ func holdReason(errs []*status.Error) string {
 		}
 	}
 	return ""
-}
-
-// cutOff reports whether the attempt ended because it was told to, and not by a reply.
-func cutOff(errs []*status.Error) bool {
-	for _, e := range errs {
-		if e == nil || !errors.Is(e, context.Canceled) {
-			return false
-		}
-	}
-	return true
 }
 
 // log writes the one line an attempt has in the log.

@@ -2,6 +2,8 @@ package dispatch
 
 import (
 	"cmp"
+	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -66,36 +68,43 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	type row struct {
-		sender    string
-		parked    float64
-		remaining int
+		sender            string
+		parked, remaining float64
+	}
+	merge := func(a, b row) row {
+		return row{a.sender, max(a.parked, b.parked), min(a.remaining, b.remaining)}
 	}
 	d := m.dispatcher
 	now := time.Now()
 	d.mu.Lock()
-	rows := make([]row, 0, len(d.mailboxes))
+	logins := make(map[string]row, len(d.mailboxes))
 	for _, mb := range d.mailboxes {
-		r := row{sender: mb.route.Login.Key(), remaining: mb.day.remaining(now)}
+		r := row{sender: mb.route.Login.Key(), remaining: math.Inf(1)}
+		if mb.day.limit > 0 {
+			r.remaining = float64(mb.day.remaining(now))
+		}
 		if mb.parkedFor() != "" {
 			r.parked = 1
 		}
-		rows = append(rows, r)
+		if other, ok := logins[r.sender]; ok { // one login in two tenants
+			r = merge(r, other)
+		}
+		logins[r.sender] = r
 	}
 	d.mu.Unlock()
-	slices.SortFunc(rows, func(a, b row) int {
+	rows := slices.SortedFunc(maps.Values(logins), func(a, b row) int {
 		return cmp.Or(cmp.Compare(b.parked, a.parked), cmp.Compare(a.sender, b.sender))
 	})
-	rows = slices.CompactFunc(rows, func(a, b row) bool { return a.sender == b.sender }) // one login in two tenants
 	if limit := d.opts.SenderLabels; len(rows) > limit {
-		other := row{sender: "other", remaining: rows[limit].remaining}
+		other := rows[limit]
+		other.sender = "other"
 		for _, r := range rows[limit:] {
-			other.parked = max(other.parked, r.parked)
-			other.remaining = min(other.remaining, r.remaining)
+			other = merge(other, r)
 		}
 		rows = append(rows[:limit], other)
 	}
 	for _, r := range rows {
 		ch <- prometheus.MustNewConstMetric(m.parked, prometheus.GaugeValue, r.parked, r.sender)
-		ch <- prometheus.MustNewConstMetric(m.remaining, prometheus.GaugeValue, float64(r.remaining), r.sender)
+		ch <- prometheus.MustNewConstMetric(m.remaining, prometheus.GaugeValue, r.remaining, r.sender)
 	}
 }
