@@ -109,7 +109,9 @@ func (f *sandboxFlags) register(cmd *cobra.Command) {
 func (f *sandboxFlags) options() (sandbox.Options, error) {
 	o := f.opts
 	l := &o.Limits
-	for _, n := range []*int{&l.Sending, &l.MessagesPerMin, &l.RecipientsPerDay, &l.Recipients, &l.SameDomain, &l.HeaderBytes, &l.HeaderValueBytes} {
+	for _, n := range []*int{
+		&l.Sending, &l.MessagesPerMin, &l.RecipientsPerDay, &l.Recipients, &l.SameDomain, &l.HeaderBytes, &l.HeaderValueBytes,
+	} {
 		*n = orNone(*n)
 	}
 	l.MessageBytes, l.MaxSendSize = orNone(l.MessageBytes), orNone(l.MaxSendSize)

@@ -23,13 +23,13 @@ func (b *Sandbox) handler() http.Handler {
 	mux.HandleFunc("DELETE /sandbox/messages", answer(b.Clear))
 	mux.HandleFunc("GET /sandbox/messages/{seq}", b.serveMessage)
 	mux.HandleFunc("GET /sandbox/messages/{seq}/raw", b.serveRaw)
-	mux.HandleFunc("GET /sandbox/stats", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, b.Stats()) })
+	mux.HandleFunc("GET /sandbox/stats", show(func() any { return b.Stats() }))
 	mux.HandleFunc("DELETE /sandbox/stats", answer(b.ClearStats))
-	mux.HandleFunc("GET /sandbox/faults", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, b.Faults()) })
+	mux.HandleFunc("GET /sandbox/faults", show(func() any { return b.Faults() }))
 	mux.HandleFunc("POST /sandbox/faults", b.serveAddFault)
 	mux.HandleFunc("DELETE /sandbox/faults", answer(b.ClearFaults))
 	mux.HandleFunc("DELETE /sandbox/faults/{id}", b.serveRemoveFault)
-	mux.HandleFunc("GET /sandbox/presets", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, fault.Presets()) })
+	mux.HandleFunc("GET /sandbox/presets", show(func() any { return fault.Presets() }))
 	mux.HandleFunc("POST /sandbox/tenants", b.serveAddTenant)
 	mux.HandleFunc("POST /sandbox/revoke", answer(b.RevokeTokens))
 	mux.HandleFunc("GET /sandbox/ca", func(w http.ResponseWriter, _ *http.Request) {
@@ -44,6 +44,10 @@ func answer(act func()) http.HandlerFunc {
 		act()
 		w.WriteHeader(http.StatusNoContent)
 	}
+}
+
+func show(what func() any) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, what()) }
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

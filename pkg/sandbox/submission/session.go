@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -322,11 +323,7 @@ func (s *session) keywords(hidden []string) []string {
 		"8BITMIME", "BINARYMIME", "CHUNKING", "SMTPUTF8",
 	} {
 		keyword, _, _ := strings.Cut(k, " ")
-		hide := false
-		for _, h := range hidden {
-			hide = hide || strings.EqualFold(h, keyword)
-		}
-		if !hide {
+		if !slices.ContainsFunc(hidden, func(h string) bool { return strings.EqualFold(h, keyword) }) {
 			offered = append(offered, k)
 		}
 	}
