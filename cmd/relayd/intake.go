@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"relayd/pkg/admin"
+	"relayd/pkg/config"
+	"relayd/pkg/envelope"
+	"relayd/pkg/smtpin"
+)
+
+// drainTime is what sessions under way, and then attempts under way, get to end when the relay stops: together less
+// than the 90 s systemd waits; Kubernetes needs a terminationGracePeriodSeconds of 60.
+const drainTime = 20 * time.Second
+
+func (d *daemon) openListeners(reg prometheus.Registerer) error {
+	metrics := smtpin.NewMetrics(reg)
+	for i := range d.cfg.Listeners {
+		set, err := d.intake(d.cfg, i)
+		if err != nil {
+			return err
+		}
+		l, err := smtpin.New(smtpin.Options{Settings: set, Queue: d.queue, Metrics: metrics, Logger: d.log, Drain: drainTime})
+		if err != nil {
+			return err
+		}
+		d.parts.onStop("listener", l.Close)
+		d.listeners = append(d.listeners, l)
+	}
+	return nil
+}
+
+// intake is what a configuration means to its i-th listener.
+func (d *daemon) intake(c *config.Config, i int) (smtpin.Settings, error) {
+	l := &c.Listeners[i]
+	set := smtpin.Settings{
+		Hostname: c.Hostname,
+		Listener: smtpin.ListenerOptions{
+			Address: l.Address, TLS: smtpin.TLSMode(l.TLS), CertFile: l.CertFile, KeyFile: l.KeyFile, MinTLS: l.MinTLSVersion(),
+			Auth: smtpin.AuthMode(l.Auth), PlaintextAuth: l.PlaintextAuth, AllowNetworks: config.Prefixes(l.AllowNetworks),
+			RejectLineEndings: l.LineEndings == "reject", ProxyProtocol: l.ProxyProtocol,
+			MaxConnections: l.MaxConnections, MaxConnectionsPerIP: l.MaxConnectionsPerIP,
+			CommandTimeout: time.Duration(l.CommandTimeout), MinBodyRate: int64(l.MinBodyRate),
+		},
+		Limits: smtpin.Limits{
+			MessageBytes: int64(c.Limits.MessageBytes), HeaderBytes: int(c.Limits.HeaderBytes),
+			Recipients: c.Limits.Recipients, Hops: c.Limits.Hops,
+		},
+		Policy: d.policy,
+	}
+	for j := range c.Clients {
+		client := &c.Clients[j]
+		fallback, err := defaultSender(client)
+		if err != nil {
+			return set, err
+		}
+		set.Clients = append(set.Clients, smtpin.Client{
+			Username: client.Username, PasswordHash: client.PasswordHash, Networks: config.Prefixes(client.Networks),
+			Senders: client.Senders, DefaultSender: fallback, MessagesPerMinute: client.MessagesPerMinute,
+		})
+	}
+	return set, nil
+}
+
+func defaultSender(c *config.Client) (envelope.Address, error) {
+	if c.DefaultSender == "" {
+		return "", nil
+	}
+	a, err := envelope.ParseAddress(c.DefaultSender, true)
+	if err != nil {
+		return "", fmt.Errorf("clients: default_sender of %q: %w", c.Username, err)
+	}
+	return a, nil
+}
+
+func (d *daemon) openAdmin(reg *prometheus.Registry) (err error) {
+	ready := []admin.Check{
+		{Name: "running", Run: func(context.Context) error {
+			if d.stopping.Load() {
+				return errors.New("stopping: draining what is under way")
+			}
+			return d.isStarted()
+		}},
+		{Name: "queue", Run: func(context.Context) error { return d.queue.Ready() }},
+	}
+	started := []admin.Check{{Name: "running", Run: func(context.Context) error { return d.isStarted() }}}
+	d.admin, err = admin.New(admin.Options{
+		Address: d.cfg.Admin.Address, MetricsAddress: d.cfg.Metrics.Address,
+		Ready: ready, Startup: started, Gatherer: reg, Logger: d.log, Version: thisBuild().version,
+	})
+	if err != nil {
+		return err
+	}
+	d.parts.onStop("admin", d.admin.Close)
+	return nil
+}
+
+func (d *daemon) isStarted() error {
+	if !d.started.Load() {
+		return errors.New("starting")
+	}
+	return nil
+}
+
+// files are all whose content is watched.
+func (d *daemon) files() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append(d.cfg.Files(), d.file)
+}
+
+// reload puts the configuration on disk in force: all of it, or, on any error, nothing. What needs a restart is named.
+func (d *daemon) reload() {
+	if err := d.tryReload(); err != nil {
+		d.reloaded.Set(0)
+		d.log.Error("configuration not reloaded: the old one stays in force", zap.Error(err))
+		return
+	}
+	d.reloaded.Set(1)
+	d.log.Info("configuration reloaded")
+}
+
+func (d *daemon) tryReload() error {
+	cfg, warnings, err := config.Load(d.file)
+	if err != nil {
+		return err
+	}
+	if err := needsRestart(d.cfg, cfg); err != nil {
+		return err
+	}
+	w, err := wiringOf(cfg)
+	if err != nil {
+		return err
+	}
+	intakes := make([]smtpin.Settings, len(d.listeners))
+	for i := range d.listeners {
+		if intakes[i], err = d.intake(cfg, i); err != nil {
+			return err
+		}
+	}
+	if err := d.level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
+		return err
+	}
+	if err := errors.Join(d.tokens.Configure(w.entra), d.exchange.Configure(w.exchange)); err != nil {
+		return err
+	}
+	d.policy.Configure(w.policy)
+	for i, l := range d.listeners {
+		if err := l.Update(intakes[i]); err != nil {
+			return err
+		}
+	}
+	d.dispatcher.Reload(w.retry, time.Duration(cfg.Queue.Lifetime))
+	d.warn(warnings)
+	d.mu.Lock()
+	d.cfg = cfg
+	d.mu.Unlock()
+	return nil
+}
+
+// needsRestart returns an error naming the keys that differ and cannot change while the relay runs.
+func needsRestart(old, c *config.Config) error {
+	var keys []string
+	differs := func(key string, same bool) {
+		if !same {
+			keys = append(keys, key)
+		}
+	}
+	differs("hostname", old.Hostname == c.Hostname)
+	differs("data_dir", old.DataDir == c.DataDir)
+	differs("admin.address", old.Admin == c.Admin)
+	differs("metrics", old.Metrics == c.Metrics)
+	differs("log.format", old.Log.Format == c.Log.Format)
+	differs("limits.memory_bytes", old.Limits.MemoryBytes == c.Limits.MemoryBytes)
+	q, p := old.Queue, c.Queue
+	differs("queue.max_bytes, min_free_bytes, keep_sent or keep_failed",
+		q.MaxBytes == p.MaxBytes && q.MinFreeBytes == p.MinFreeBytes && q.KeepSent == p.KeepSent && q.KeepFailed == p.KeepFailed)
+	differs("listeners", len(old.Listeners) == len(c.Listeners))
+	for i := range min(len(old.Listeners), len(c.Listeners)) {
+		a, b := &old.Listeners[i], &c.Listeners[i]
+		differs(fmt.Sprintf("listeners[%d].address, tls or proxy_protocol", i),
+			a.Address == b.Address && a.TLS == b.TLS && a.ProxyProtocol == b.ProxyProtocol)
+	}
+	if len(keys) > 0 {
+		return fmt.Errorf("these keys take a restart: %q; restart relayd, or put their old values back", keys)
+	}
+	return nil
+}

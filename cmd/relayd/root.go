@@ -1,0 +1,69 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// usageError is a command line that makes no sense, as opposed to a command that failed.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "relayd",
+		Short: "A mail relay that lets every old application send through Microsoft 365",
+		Long: "relayd takes mail by plain SMTP, stores it durably and delivers it to Exchange Online with OAuth (XOAUTH2),\n" +
+			"each sender with its own token and within Exchange Online's limits.",
+		SilenceErrors: true, // main prints them, once and in one form
+		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			hint := ""
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = "; did you mean " + strings.Join(near, " or ") + "?"
+			}
+			return usagef("there is no command %q%s See relayd --help", args[0], orPeriod(hint))
+		},
+	}
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.SuggestionsMinimumDistance = 2
+	root.AddCommand(newServeCommand(), newDemoCommand(), newSandboxCommand(), newConfigCommand(), newPasswordCommand(),
+		newVersionCommand(), newManCommand())
+	markUsage(root)
+	return root
+}
+
+func orPeriod(hint string) string {
+	if hint == "" {
+		return "."
+	}
+	return hint
+}
+
+// markUsage makes every wrong flag and argument, of every command, a usage error.
+func markUsage(cmd *cobra.Command) {
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%w; see %s --help", err, cmd.CommandPath())
+	})
+	if args := cmd.Args; args != nil {
+		cmd.Args = func(cmd *cobra.Command, given []string) error {
+			if err := args(cmd, given); err != nil {
+				return usagef("%w; see %s --help", err, cmd.CommandPath())
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		markUsage(sub)
+	}
+}

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"relayd/pkg/admin"
+	"relayd/pkg/broker"
+	"relayd/pkg/config"
+	"relayd/pkg/dispatch"
+	"relayd/pkg/entra"
+	"relayd/pkg/exchange"
+	"relayd/pkg/policy"
+	"relayd/pkg/queue"
+	"relayd/pkg/smtpin"
+)
+
+const (
+	queueConns    = 8 // connections to the queue's server: writes of one do not wait behind reads of another
+	watchInterval = 2 * time.Second
+	stopTimeout   = 10 * time.Second // for the last writes of a clean stop
+)
+
+func newServeCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "serve --config FILE",
+		Short: "Run the relay",
+		Long: "Run the relay until SIGTERM or SIGINT, then drain: finish what is being sent, keep the rest.\n" +
+			"SIGHUP, and any change to the content of the configuration or a file it names, reloads.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if file == "" {
+				return usagef("serve needs --config FILE; relayd config example prints one to start from")
+			}
+			d, err := newDaemon(cmd.Context(), file)
+			if err != nil {
+				return err
+			}
+			return d.run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", "", "configuration `file`")
+	return cmd
+}
+
+// daemon is the program as a value: what newDaemon built and run runs.
+type daemon struct {
+	file  string
+	cfg   *config.Config // in force
+	log   *zap.Logger
+	level zap.AtomicLevel
+	parts *parts
+
+	broker     *broker.Broker
+	queue      *queue.Queue
+	tokens     *entra.Tokens
+	exchange   *exchange.Pool
+	policy     *policy.Policy
+	dispatcher *dispatch.Dispatcher
+	listeners  []*smtpin.Server
+	admin      *admin.Server
+
+	reloaded          prometheus.Gauge
+	started, stopping atomic.Bool
+	mu                sync.Mutex // guards cfg against the watch; only run's goroutine writes it
+}
+
+// newDaemon reads the configuration and builds every part, in the order mail flows backwards: nothing is accepted
+// before there is a place to keep it, and nothing sent before its outcome can be kept. On an error all that was built is
+// taken down again.
+func newDaemon(ctx context.Context, file string) (_ *daemon, err error) {
+	cfg, warnings, err := config.Load(file)
+	if err != nil {
+		return nil, fmt.Errorf("the configuration has errors:\n%w", err)
+	}
+	d := &daemon{file: file, cfg: cfg}
+	if d.log, d.level, err = newLogger(&cfg.Log); err != nil {
+		return nil, err
+	}
+	d.warn(warnings)
+	d.parts = newParts(d.log)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.parts.stop())
+		}
+	}()
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registerBuildInfo(reg)
+	d.reloaded = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "relayd_config_last_reload_successful", Help: "1 where the configuration in force is the one on disk.",
+	})
+	d.reloaded.Set(1)
+	reg.MustRegister(d.reloaded)
+
+	if err := d.openQueue(ctx, reg); err != nil {
+		return nil, err
+	}
+	if err := d.openUpstream(reg); err != nil {
+		return nil, err
+	}
+	if err := d.openAdmin(reg); err != nil {
+		return nil, err
+	}
+	if err := d.openListeners(reg); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *daemon) warn(warnings []config.Warning) {
+	for _, w := range warnings {
+		d.log.Warn("configuration: " + w.String())
+	}
+}
+
+func (d *daemon) openQueue(ctx context.Context, reg prometheus.Registerer) (err error) {
+	d.broker, err = broker.Open(ctx, broker.Options{Dir: d.cfg.DataDir, Logger: d.log, OnFatal: d.parts.fail})
+	if err != nil {
+		return err
+	}
+	d.parts.onStop("broker", d.broker.Close)
+	conns, err := d.broker.Connect(queueConns)
+	if err != nil {
+		return err
+	}
+	q := &d.cfg.Queue
+	d.queue, err = queue.Open(ctx, conns, queue.Options{
+		Reopen: func(ctx context.Context) ([]*nats.Conn, error) {
+			if err := d.broker.Reopen(ctx); err != nil {
+				return nil, err
+			}
+			return d.broker.Connect(queueConns)
+		},
+		Dir: d.cfg.DataDir, MinFreeBytes: int64(q.MinFreeBytes), MaxBytes: int64(q.MaxBytes), MemoryBytes: int64(d.cfg.Limits.MemoryBytes),
+		Lifetime: time.Duration(q.Lifetime), KeepSent: time.Duration(q.KeepSent), KeepFailed: time.Duration(q.KeepFailed),
+		Logger: d.log, Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	d.parts.onStop("queue", func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		defer cancel()
+		return d.queue.Close(ctx)
+	})
+	return nil
+}
+
+func (d *daemon) openUpstream(reg prometheus.Registerer) (err error) {
+	w, err := wiringOf(d.cfg)
+	if err != nil {
+		return err
+	}
+	if d.tokens, err = entra.New(entra.Options{Tenants: w.entra, Logger: d.log, Registerer: reg}); err != nil {
+		return err
+	}
+	d.parts.onStop("tokens", func() error { d.tokens.Close(); return nil })
+	d.exchange, err = exchange.New(exchange.Options{
+		Hostname: d.cfg.Hostname, Tenants: w.exchange, Tokens: d.tokens, Logger: d.log, Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	d.policy = policy.New(w.policy)
+	d.dispatcher = dispatch.New(dispatch.Options{
+		Source: d.queue, Router: d.policy, Deliverer: d.exchange, Retry: w.retry, Lifetime: time.Duration(d.cfg.Queue.Lifetime),
+		DrainTimeout: drainTime, SenderLabels: d.cfg.Metrics.PerSenderLimit, Logger: d.log, Registerer: reg,
+	})
+	return nil
+}
+
+// run starts all parts and waits for the end of ctx, or for a part that fails. It returns once everything has stopped.
+func (d *daemon) run(ctx context.Context) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	reload := make(chan struct{}, 1)
+
+	d.parts.start("queue watch", d.queue.Run)
+	d.parts.start("admin", d.admin.Run)
+	d.parts.start("exchange", d.exchange.Run)
+	d.parts.start("dispatcher", d.dispatcher.Run)
+	d.parts.start("configuration watch", func(ctx context.Context) error {
+		config.Watch(ctx, watchInterval, d.files, func() {
+			select {
+			case reload <- struct{}{}:
+			default: // one is due already
+			}
+		})
+		return nil
+	})
+	for _, l := range d.listeners {
+		d.parts.start("listener "+l.Addr().String(), l.Run)
+		d.log.Info("listening", zap.String("listener", l.Addr().String()))
+	}
+	d.started.Store(true)
+	d.log.Info("relayd is running", zap.String("version", thisBuild().version), zap.String("hostname", d.cfg.Hostname))
+
+	var err error
+	for running := true; running; {
+		select {
+		case <-ctx.Done():
+			running = false
+		case err = <-d.parts.failed:
+			d.log.Error("stopping", zap.Error(err))
+			running = false
+		case <-hangup:
+			d.reload()
+		case <-reload:
+			d.reload()
+		}
+	}
+	d.stopping.Store(true)
+	d.log.Info("draining")
+	err = errors.Join(err, d.parts.stop())
+	d.log.Info("stopped")
+	return err
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"relayd/pkg/config"
+)
+
+const sixLines = `
+hostname: relay.contoso.com
+listeners: [{address: ":2525", allow_networks: [127.0.0.0/8, 10.0.0.0/8]}]
+tenants:
+  - {name: contoso, tenant_id: 00000000-0000-0000-0000-000000000000, client_id: 11111111-1111-1111-1111-111111111111,
+     client_secret: plain, grant: client_credentials}
+senders: [{match: "*@contoso.com", tenant: contoso, login: robot@contoso.com}]
+`
+
+func parse(t *testing.T, text string) *config.Config {
+	t.Helper()
+	c, _, err := config.Parse("test.yaml", []byte(text), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestWiring(t *testing.T) {
+	w, err := wiringOf(parse(t, sixLines))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := w.policy.Senders[0]
+	if s.Match != "*@contoso.com" || s.Route.Login != "robot@contoso.com" || s.Route.Connections != 3 || s.Route.MessagesPerMinute != 30 ||
+		s.Route.RecipientsPerDay != 10000 {
+		t.Errorf("got %+v, want the rule with the default limits", s)
+	}
+	if got := w.exchange["contoso"].Server; got != "smtp.office365.com:587" {
+		t.Errorf("got server %q, want Exchange Online's", got)
+	}
+	if secret, err := w.entra["contoso"].Secret(); err != nil || secret != "plain" {
+		t.Errorf("got %q, %v, want the secret resolved at each use", secret, err)
+	}
+	if len(w.retry) != 7 {
+		t.Errorf("got %d steps of retry, want 7", len(w.retry))
+	}
+}
+
+func TestNeedsRestart(t *testing.T) {
+	old := parse(t, sixLines)
+	tests := []struct{ name, from, to, want string }{
+		{"a sender is taken over", "robot@", "other@", ""},
+		{"a network is taken over", "10.0.0.0/8", "10.1.0.0/16", ""},
+		{"an address is not", `":2525"`, `":2526"`, `these keys take a restart: ["listeners[0].address, tls or proxy_protocol"]; restart relayd, or put their old values back`},
+		{"a host name is not", "relay.", "mx.", `these keys take a restart: ["hostname"]; restart relayd, or put their old values back`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := ""
+			if err := needsRestart(old, parse(t, strings.Replace(sixLines, tt.from, tt.to, 1))); err != nil {
+				got = err.Error()
+			}
+			if got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
