@@ -157,7 +157,9 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) Close() error {
 	var errs []error
 	for _, e := range s.ends {
-		errs = append(errs, e.listener.Close())
+		if err := e.listener.Close(); !errors.Is(err, net.ErrClosed) { // Run has closed its own
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
