@@ -121,6 +121,14 @@ func (s *Server) Update(set Settings) error {
 // Addr returns the address the socket is bound to.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
+// Close gives the socket of a server back that is not run. After Run there is nothing to close.
+func (s *Server) Close() error {
+	if err := s.listener.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
 // Run serves until ctx ends. Then it takes no new connections, tells idle clients 421, lets messages under way finish
 // within Options.Drain, closes what is left, and returns nil once all is over.
 func (s *Server) Run(ctx context.Context) error {
