@@ -19,9 +19,8 @@ import (
 	"relayd/pkg/status"
 )
 
-// sink is a submission server that does as little as it can, on a real socket. It counts the TLS records it is sent, as
-// writes of the client, in records.
-func sink(t testing.TB, config *tls.Config, records *atomic.Int64) string {
+// sink is a submission server that does as little as it can, on a real socket.
+func sink(t testing.TB, config *tls.Config) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -36,7 +35,7 @@ func sink(t testing.TB, config *tls.Config, records *atomic.Int64) string {
 			}
 			done.Go(func() {
 				defer func() { _ = conn.Close() }()
-				drain(conn, config, records)
+				drain(conn, config)
 			})
 		}
 	})
@@ -47,7 +46,7 @@ func sink(t testing.TB, config *tls.Config, records *atomic.Int64) string {
 	return l.Addr().String()
 }
 
-func drain(conn net.Conn, config *tls.Config, records *atomic.Int64) {
+func drain(conn net.Conn, config *tls.Config) {
 	r, w := bufio.NewReaderSize(conn, 64<<10), io.Writer(conn)
 	var answers []byte
 	fmt.Fprint(w, "220 sink\r\n")
@@ -63,11 +62,7 @@ func drain(conn net.Conn, config *tls.Config, records *atomic.Int64) {
 		case bytes.HasPrefix(line, []byte("STARTTLS")):
 			fmt.Fprint(w, "220 go\r\n")
 			secure := tls.Server(conn, config)
-			counted := readerFunc(func(p []byte) (int, error) {
-				records.Add(1)
-				return secure.Read(p)
-			})
-			r, w = bufio.NewReaderSize(counted, 64<<10), secure
+			r, w = bufio.NewReaderSize(secure, 64<<10), secure
 			continue
 		case bytes.HasPrefix(line, []byte("AUTH")):
 			answer = "334 \r\n"
@@ -95,14 +90,25 @@ func drain(conn net.Conn, config *tls.Config, records *atomic.Int64) {
 	}
 }
 
-type readerFunc func([]byte) (int, error)
+// counted counts the writes of a connection.
+type counted struct {
+	net.Conn
+	writes *atomic.Int64
+}
 
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+func (c counted) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(p)
+}
 
-func socketPool(t testing.TB, records *atomic.Int64) (*Pool, func()) {
+func socketPool(t testing.TB, writes *atomic.Int64) (*Pool, func()) {
 	cert, roots := certify(t, "127.0.0.1", time.Now().Add(time.Hour))
-	address := sink(t, &tls.Config{Certificates: []tls.Certificate{cert}}, records)
-	p, err := New(Options{Hostname: "relay.example", Tokens: fixed(strings.Repeat("token", 300)), MaxMessages: 1 << 30,
+	address := sink(t, &tls.Config{Certificates: []tls.Certificate{cert}})
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		return counted{conn, writes}, err
+	}
+	p, err := New(Options{Hostname: "relay.example", Tokens: fixed(strings.Repeat("token", 300)), MaxMessages: 1 << 30, Dial: dial,
 		Tenants: map[string]Tenant{"contoso": {Server: address, RootCAs: roots}}})
 	if err != nil {
 		t.Fatal(err)
@@ -113,11 +119,11 @@ func socketPool(t testing.TB, records *atomic.Int64) (*Pool, func()) {
 	return p, func() { cancel(); done.Wait() }
 }
 
-// TestWrites: on a real socket, a message of 10 KB is three TLS records and so three writes: MAIL with RCPT, DATA, and
+// TestWrites: on a real socket, a message of 10 KB is three writes: MAIL with RCPT, DATA, and
 // the message with its dot.
 func TestWrites(t *testing.T) {
-	var records atomic.Int64
-	p, stop := socketPool(t, &records)
+	var writes atomic.Int64
+	p, stop := socketPool(t, &writes)
 	defer stop()
 	message := tenKB()
 	deliver := func() {
@@ -128,12 +134,12 @@ func TestWrites(t *testing.T) {
 		}
 	}
 	deliver()
-	before := records.Load()
+	before := writes.Load()
 	for range 10 {
 		deliver()
 	}
-	if got := records.Load() - before; got != 30 {
-		t.Errorf("got %d records for ten messages, want 30", got)
+	if got := writes.Load() - before; got != 30 {
+		t.Errorf("got %d writes for ten messages, want 30", got)
 	}
 }
 
@@ -154,8 +160,8 @@ func tenKB() string {
 func BenchmarkDeliver(b *testing.B) {
 	for _, sessions := range []int{1, 16} {
 		b.Run(fmt.Sprint(sessions, " sessions"), func(b *testing.B) {
-			var records atomic.Int64
-			p, stop := socketPool(b, &records)
+			var writes atomic.Int64
+			p, stop := socketPool(b, &writes)
 			defer stop()
 			message := tenKB()
 			b.SetBytes(int64(len(message)))

@@ -39,9 +39,11 @@ func catalogue() []rule {
 		{enhanced: "5.7.139", text: "disabled for the tenant", action: status.ParkTenant},        // 21
 		{enhanced: "5.7.139", text: "disabled for the mailbox", action: status.ParkSender},       // 22
 		{enhanced: "5.7.139", text: "sts service was unreachable", action: status.BackOffTenant}, // 26
+		{enhanced: "5.7.30", action: status.ParkSender},                                          // 27
+		{enhanced: "5.7.3", action: status.ParkSender, token: true},                              // 20
 		{code: "535", action: status.ParkSender, token: true},                                    // 20, 24, 25
 		{code: "530", action: status.ParkSender, token: true},                                    // 19
-		{stage: status.StageAuth, code: "5", action: status.ParkSender, token: true},             // 18, 27, all unknown
+		{stage: status.StageAuth, code: "5", action: status.ParkSender, token: true},             // 18, all unknown
 		{stage: status.StageGreeting, code: "5", action: status.Retry},
 		{stage: status.StageEHLO, code: "5", action: status.Retry},
 		{stage: status.StageSTARTTLS, code: "5", action: status.Retry},

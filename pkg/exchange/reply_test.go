@@ -185,7 +185,9 @@ func TestCatalogue(t *testing.T) {
 		{24, auth, "535 5.7.139 Authentication unsuccessful, user is locked by your organization's security defaults policy.", status.ParkSender, true},
 		{25, auth, "535 5.7.139 Authentication unsuccessful, the request did not meet the criteria to be authenticated successfully. Contact your administrator.", status.ParkSender, true},
 		{26, auth, "535 5.7.139 Authentication unsuccessful, federated STS service was unreachable.", status.BackOffTenant, false},
-		{27, auth, "550 5.7.30 Basic authentication is not supported for Client Submission.", status.ParkSender, true},
+		{27, auth, "550 5.7.30 Basic authentication is not supported for Client Submission.", status.ParkSender, false},
+		{27, status.StageMail, "550 5.7.30 Basic authentication is not supported for Client Submission.", status.ParkSender, false},
+		{20, status.StageMail, "550 5.7.3 Authentication unsuccessful", status.ParkSender, true}, // never a bounce, wherever it comes
 		{28, dot, "550 5.7.60 SMTP; Client does not have permissions to send as this sender", status.Fail, false},
 		{29, dot, "554 5.2.252 SendAsDenied; a@x not allowed to send as b@y; STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed to process message", status.Fail, false},
 		{30, dot, "554 5.2.0 STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed to process message due to a permanent exception with message Cannot submit message.", status.Fail, false},
