@@ -7,9 +7,8 @@
 //	before the final dot    nothing was accepted: retry
 //	from the final dot on   unknown until the reply is read (RFC 1047): uncertain
 //
-// Neither a token nor a byte of mail is sent before TLS 1.2 or better is up with a certificate that names the server.
 // What may not be the message's fault never fails it: authentication parks its sender or tenant, quotas park the sender
-// until they heal, the unknown is temporary (catalogue.go).
+// until they heal, the unknown is temporary. Sessions and the catalogue of replies are package submission below this one.
 package exchange
 
 import (
@@ -28,6 +27,7 @@ import (
 	"go.uber.org/zap"
 
 	"relayd/pkg/envelope"
+	"relayd/pkg/exchange/submission"
 	"relayd/pkg/status"
 )
 
@@ -79,7 +79,7 @@ type Timeouts struct {
 type Pool struct {
 	options Options
 	metrics *metrics
-	blocks  sync.Pool // *block
+	client  *submission.Client
 
 	mu      sync.Mutex // guards what follows
 	tenants map[string]*tenant
@@ -130,7 +130,8 @@ func New(o Options) (*Pool, error) {
 		}
 	}
 	p := &Pool{options: o, metrics: newMetrics(o.Registerer), tenants: map[string]*tenant{}, idle: map[string][]*session{}}
-	p.blocks.New = func() any { return new(block) }
+	p.client = &submission.Client{Hostname: o.Hostname, Count: p.metrics.count, Timeouts: submission.Timeouts{
+		Greeting: t.Greeting, Command: t.Command, Data: t.Data, Block: t.Block, Dot: t.Dot}}
 	return p, p.Configure(o.Tenants)
 }
 
@@ -191,42 +192,42 @@ func (p *Pool) Run(ctx context.Context) error {
 // A reused session that proves dead, and a token that is refused, are replaced once, as long as nothing of body has
 // been read.
 func (p *Pool) Deliver(ctx context.Context, route *envelope.Route, env *envelope.Envelope, open []int, body io.Reader) status.Outcome {
-	d := &delivery{route: route, env: env, open: open, body: body, errs: make([]*status.Error, len(open))}
+	d := &submission.Delivery{Env: env, Open: open, Body: body, Errs: make([]*status.Error, len(open))}
 	if len(open) == 0 {
 		return status.Outcome{}
 	}
-	if err := p.deliver(ctx, d); err != nil {
-		for i := range d.errs {
-			if d.errs[i] == nil {
-				d.errs[i] = err
+	if e := p.deliver(ctx, route, d); e != nil {
+		for i := range d.Errs {
+			if d.Errs[i] == nil {
+				d.Errs[i] = e
 			}
 		}
 	}
-	return status.Outcome{Reply: d.reply, Errs: d.errs}
+	return status.Outcome{Reply: d.Reply, Errs: d.Errs}
 }
 
 // deliver returns the error of all recipients that have none of their own; nil: those are accepted.
-func (p *Pool) deliver(ctx context.Context, d *delivery) *status.Error {
+func (p *Pool) deliver(ctx context.Context, route *envelope.Route, d *submission.Delivery) *status.Error {
 	p.mu.Lock()
-	t := p.tenants[d.route.Tenant]
+	t := p.tenants[route.Tenant]
 	p.mu.Unlock()
 	switch {
 	case t == nil:
 		return &status.Error{Code: 535, Enhanced: status.Enhanced{5, 7, 8}, Stage: status.StageConnect,
 			Action: status.ParkTenant, Text: "the sender's tenant is not configured"}
-	case d.route.Login == "" || !sendable(d.route.Login):
+	case route.Login == "" || !submission.Sendable(route.Login):
 		return &status.Error{Code: 535, Enhanced: status.Enhanced{5, 7, 8}, Stage: status.StageConnect,
 			Action: status.ParkSender, Text: "the sender's login is not a mailbox"}
 	}
 	var (
-		s       = p.take(t, d.route)
+		s       = p.take(t, route)
 		refused string        // the token that was, once
 		verdict *status.Error // what was said of it
 	)
 	for {
 		reused := s != nil
 		if !reused {
-			token, err := p.options.Tokens.Token(ctx, t.name, string(d.route.Login), refused)
+			token, err := p.options.Tokens.Token(ctx, t.name, string(route.Login), refused)
 			if err != nil {
 				return status.From(err)
 			}
@@ -234,19 +235,19 @@ func (p *Pool) deliver(ctx context.Context, d *delivery) *status.Error {
 				return verdict
 			}
 			var e *status.Error
-			if s, e = p.connect(ctx, t, d, token); e != nil {
-				if refused != "" || !tokenAtFault(e) {
+			if s, e = p.connect(ctx, t, route, token); e != nil {
+				if refused != "" || !submission.TokenAtFault(e) {
 					return e
 				}
 				refused, verdict = token, e
 				continue
 			}
 		}
-		e, died := p.use(ctx, s, d, reused)
+		e, died := p.use(ctx, s, route, d, reused)
 		switch {
-		case e == nil || d.started || ctx.Err() != nil:
+		case e == nil || d.Started || ctx.Err() != nil:
 			return e
-		case refused == "" && tokenAtFault(e):
+		case refused == "" && submission.TokenAtFault(e):
 			refused, verdict = s.token, e
 		case !reused || !died:
 			return e
@@ -256,66 +257,46 @@ func (p *Pool) deliver(ctx context.Context, d *delivery) *status.Error {
 }
 
 // use runs one delivery on s and then keeps or closes it: s is not the caller's any more.
-func (p *Pool) use(ctx context.Context, s *session, d *delivery, reused bool) (e *status.Error, died bool) {
-	stop := context.AfterFunc(ctx, s.abort)
-	clear(d.errs)
-	e = s.transact(d)
-	if !stop() {
-		s.broken = true
-		e = interrupted(ctx, e)
+func (p *Pool) use(ctx context.Context, s *session, route *envelope.Route, d *submission.Delivery, reused bool) (e *status.Error, died bool) {
+	e = s.Deliver(ctx, d)
+	died = s.Broken()
+	if died && e != nil && (!reused || d.Started) { // that an old session has died is no news
+		p.logFailure(route, e, zap.String("id", string(d.Env.ID)))
 	}
-	if s.broken && (!reused || d.started) { // that an old session has died is no news
-		p.logFailure(s.tenant, d, e)
+	if died || submission.TokenAtFault(e) {
+		s.tenant.active.Dec()
+		p.close(s)
+		return e, died
 	}
-	died = s.broken
-	s.broken = died || tokenAtFault(e)
-	p.release(s, d.route.Connections)
+	p.release(s, route.Connections)
 	return e, died
 }
 
 // connect opens and authenticates a session.
-func (p *Pool) connect(ctx context.Context, t *tenant, d *delivery, token string) (*session, *status.Error) {
+func (p *Pool) connect(ctx context.Context, t *tenant, route *envelope.Route, token string) (*session, *status.Error) {
 	dialing, cancel := context.WithTimeout(ctx, p.options.Timeouts.Connect)
 	defer cancel()
 	conn, err := p.options.Dial(dialing, "tcp", t.Server)
 	if err != nil {
 		e := &status.Error{Code: 451, Enhanced: status.Enhanced{4, 4, 1}, Stage: status.StageConnect,
 			Text: "Exchange Online cannot be reached", Err: err}
-		p.logFailure(t, d, e)
+		p.logFailure(route, e)
 		return nil, e
 	}
-	s := newSession(p, t, d.route, conn, token)
-	stop := context.AfterFunc(ctx, s.abort)
-	e := s.open()
-	if !stop() && e == nil {
-		e = s.lost(status.StageAuth, net.ErrClosed)
-	}
-	if e = interrupted(ctx, e); e != nil {
-		p.logFailure(t, d, e)
-		s.abort()
+	s := &session{tenant: t, mailbox: route.Mailbox(), login: string(route.Login), token: token, born: time.Now()}
+	var e *status.Error
+	if s.Session, e = p.client.Open(ctx, conn, t.tls, route.Login, token); e != nil {
+		p.logFailure(route, e)
 		return nil, e
 	}
 	t.active.Inc()
-	p.options.Logger.Debug("session opened", zap.String("tenant", t.name), zap.String("login", string(d.route.Login)))
+	p.options.Logger.Debug("session opened", zap.String("tenant", t.name), zap.String("login", string(route.Login)))
 	return s, nil
 }
 
-// interrupted adds the end of ctx, if it has come, to the causes of e.
-func interrupted(ctx context.Context, e *status.Error) *status.Error {
-	if e == nil || ctx.Err() == nil {
-		return e
-	}
-	full := *e
-	full.Err = errors.Join(context.Cause(ctx), e.Err)
-	return &full
-}
-
 // logFailure says why a session came to its end, or to none.
-func (p *Pool) logFailure(t *tenant, d *delivery, e *status.Error) {
-	if e == nil {
-		return
-	}
-	p.options.Logger.Warn("session failed", zap.String("id", string(d.env.ID)), zap.String("tenant", t.name),
-		zap.String("login", string(d.route.Login)), zap.String("stage", string(e.Stage)), zap.Int("code", e.Code),
-		zap.Stringer("enhanced", e.Enhanced), zap.String("reply", e.Text), zap.NamedError("err", e.Err))
+func (p *Pool) logFailure(route *envelope.Route, e *status.Error, more ...zap.Field) {
+	p.options.Logger.Warn("session failed", append(more, zap.String("tenant", route.Tenant),
+		zap.String("login", string(route.Login)), zap.String("stage", string(e.Stage)), zap.Int("code", e.Code),
+		zap.Stringer("enhanced", e.Enhanced), zap.String("reply", e.Text), zap.NamedError("err", e.Err))...)
 }

@@ -3,8 +3,22 @@ package exchange
 import (
 	"time"
 
+	"go.uber.org/zap"
+
 	"relayd/pkg/envelope"
+	"relayd/pkg/exchange/submission"
 )
+
+// session is a session and what the pool knows of it.
+type session struct {
+	*submission.Session
+	tenant  *tenant
+	mailbox string // Route.Mailbox
+	login   string
+	token   string // it authenticated with
+	born    time.Time
+	idle    time.Time // since when it waits in the pool
+}
 
 // take returns the latest used idle session of a mailbox that is still good, or nil.
 func (p *Pool) take(t *tenant, route *envelope.Route) *session {
@@ -26,18 +40,24 @@ func (p *Pool) take(t *tenant, route *envelope.Route) *session {
 			t.active.Inc()
 			return s
 		}
-		s.close()
+		p.close(s)
 	}
 }
 
-// release puts a session back, or closes it: broken, worn out, not wanted by its tenant any more, or one too many of
-// its mailbox's limit.
+// release puts a sound session back, or closes it: worn out, not wanted by its tenant any more, or one too many for its
+// mailbox's limit.
 func (p *Pool) release(s *session, limit int) {
 	s.tenant.active.Dec()
 	s.idle = time.Now()
-	if s.broken || s.messages >= p.options.MaxMessages || p.over(s, s.idle) || !p.put(s, max(limit, 1)) {
-		s.close()
+	if s.Messages() >= p.options.MaxMessages || p.over(s, s.idle) || !p.put(s, max(limit, 1)) {
+		p.close(s)
 	}
+}
+
+func (p *Pool) close(s *session) {
+	s.Close()
+	p.options.Logger.Debug("session closed", zap.String("tenant", s.tenant.name), zap.String("login", s.login),
+		zap.Int("messages", s.Messages()))
 }
 
 func (p *Pool) put(s *session, limit int) bool {
@@ -87,6 +107,6 @@ func (p *Pool) reap(now time.Time) {
 	p.mu.Unlock()
 	for _, s := range over {
 		s.tenant.idle.Dec()
-		s.close()
+		p.close(s)
 	}
 }

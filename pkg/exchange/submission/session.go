@@ -1,4 +1,10 @@
-package exchange
+// Package submission is the client's side of one SMTP session with Exchange Online: STARTTLS, XOAUTH2, mail transactions,
+// and what the replies mean.
+//
+// Neither a token nor a byte of mail is sent before TLS 1.2 or better is up with a certificate that names the server.
+// Before the final dot nothing is accepted, so that a session lost until then is a retry; from the dot to its reply it is
+// unknown (RFC 1047), and the error says so.
+package submission
 
 import (
 	"bufio"
@@ -12,24 +18,38 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
-
-	"go.uber.org/zap"
 
 	"relayd/pkg/envelope"
 	"relayd/pkg/status"
 )
 
-// session is one connection, authenticated as one mailbox. One goroutine at a time uses it; only abort may be called
-// from elsewhere.
-type session struct {
-	pool    *Pool
-	tenant  *tenant
-	mailbox string // Route.Mailbox
-	login   string
-	token   string // it authenticated with
-	born    time.Time
-	idle    time.Time // since when it waits in the pool
+// Timeouts are the longest waits for one step of the far end.
+type Timeouts struct {
+	Greeting time.Duration // 220
+	Command  time.Duration // EHLO, STARTTLS and the handshake, AUTH, MAIL, RCPT, RSET
+	Data     time.Duration // DATA
+	Block    time.Duration // for the far end to take one block of the message, 32 KB
+	Dot      time.Duration // the reply to the final dot
+}
+
+// Client is what sessions have in common. All fields are required.
+type Client struct {
+	Hostname string // for EHLO
+	Timeouts Timeouts
+	// Count is told of every reply.
+	Count func(stage status.Stage, code int, enhanced status.Enhanced)
+
+	blocks sync.Pool // *block
+}
+
+// Session is one connection, authenticated as one mailbox. One goroutine at a time uses it.
+type Session struct {
+	client *Client
+	tls    *tls.Config
+	login  envelope.Address
+	token  string
 
 	raw   net.Conn // the TCP connection
 	conn  net.Conn // the same, or TLS on top
@@ -50,28 +70,64 @@ type extensions struct {
 	maxSize                                                  int64 // 0: no limit stated
 }
 
-func newSession(p *Pool, t *tenant, route *envelope.Route, conn net.Conn, token string) *session {
-	now := time.Now()
-	return &session{pool: p, tenant: t, mailbox: route.Mailbox(), login: string(route.Login), token: token, born: now, idle: now,
-		raw: conn, conn: conn, br: bufio.NewReaderSize(conn, maxReplyLine)}
+// Open takes conn from the greeting to the end of AUTH, as login with token. config names the server whose certificate
+// is wanted. When ctx ends, so does the connection. On an error conn is closed.
+func (c *Client) Open(ctx context.Context, conn net.Conn, config *tls.Config, login envelope.Address, token string) (*Session, *status.Error) {
+	s := &Session{client: c, tls: config, login: login, token: token, raw: conn, conn: conn, br: bufio.NewReaderSize(conn, maxReplyLine)}
+	stop := context.AfterFunc(ctx, s.abort)
+	e := s.open()
+	if !stop() && e == nil {
+		e = s.lost(status.StageAuth, net.ErrClosed)
+	}
+	if e != nil {
+		s.abort()
+		return nil, interrupted(ctx, e)
+	}
+	return s, nil
 }
 
-// abort breaks the connection under whatever is going on.
-func (s *session) abort() { _ = s.raw.Close() }
+// Deliver runs one mail transaction. The error is that of every recipient without one of its own in d.Errs; nil: they
+// are accepted. When ctx ends, so does the connection.
+func (s *Session) Deliver(ctx context.Context, d *Delivery) *status.Error {
+	stop := context.AfterFunc(ctx, s.abort)
+	clear(d.Errs)
+	e := s.transact(d)
+	if !stop() {
+		s.broken = true
+	}
+	return interrupted(ctx, e)
+}
 
-// close ends the session, with a QUIT whose answer nobody waits for if the server may still be listening.
-func (s *session) close() {
+// interrupted adds the end of ctx, if it has come, to the causes of e.
+func interrupted(ctx context.Context, e *status.Error) *status.Error {
+	if e == nil || ctx.Err() == nil {
+		return e
+	}
+	full := *e
+	full.Err = errors.Join(context.Cause(ctx), e.Err)
+	return &full
+}
+
+// Broken reports whether the session is of no more use.
+func (s *Session) Broken() bool { return s.broken }
+
+// Messages returns how many transactions were begun.
+func (s *Session) Messages() int { return s.messages }
+
+// abort breaks the connection under whatever is going on.
+func (s *Session) abort() { _ = s.raw.Close() }
+
+// Close ends the session, with a QUIT whose answer nobody waits for if the server may still be listening.
+func (s *Session) Close() {
 	if !s.broken {
 		_ = s.write(time.Second, []byte("QUIT\r\n"))
 	}
 	s.abort()
-	s.pool.options.Logger.Debug("session closed", zap.String("tenant", s.tenant.name), zap.String("login", s.login),
-		zap.Int("messages", s.messages))
 }
 
 // open goes from the greeting to the end of AUTH.
-func (s *session) open() *status.Error {
-	r, e := s.read(status.StageGreeting, s.pool.options.Timeouts.Greeting)
+func (s *Session) open() *status.Error {
+	r, e := s.read(status.StageGreeting, s.client.Timeouts.Greeting)
 	if e == nil {
 		e = s.verdict(status.StageGreeting, r)
 	}
@@ -85,8 +141,8 @@ func (s *session) open() *status.Error {
 }
 
 // ehlo greets and notes what is offered. There is no way back to HELO: without extensions there is no TLS.
-func (s *session) ehlo() *status.Error {
-	r, e := s.command(status.StageEHLO, "EHLO "+s.pool.options.Hostname)
+func (s *Session) ehlo() *status.Error {
+	r, e := s.command(status.StageEHLO, "EHLO "+s.client.Hostname)
 	if e == nil {
 		e = s.verdict(status.StageEHLO, r)
 	}
@@ -124,7 +180,7 @@ func parseExtensions(lines []byte) (x extensions) {
 }
 
 // startTLS brings TLS up or ends the session: there is no going on without.
-func (s *session) startTLS() *status.Error {
+func (s *Session) startTLS() *status.Error {
 	const stage = status.StageSTARTTLS
 	insecure := func(text string, err error) *status.Error {
 		s.broken = true
@@ -143,8 +199,8 @@ func (s *session) startTLS() *status.Error {
 	if s.br.Buffered() > 0 { // RFC 3207 section 6; whoever put them there wants them read as the server's
 		return insecure("data before the TLS handshake", errors.New("plaintext behind the reply to STARTTLS"))
 	}
-	conn := tls.Client(s.raw, s.tenant.tls)
-	ctx, cancel := context.WithTimeout(context.Background(), s.pool.options.Timeouts.Command)
+	conn := tls.Client(s.raw, s.tls)
+	ctx, cancel := context.WithTimeout(context.Background(), s.client.Timeouts.Command)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return insecure("no TLS with Exchange Online: its certificate or its version of TLS is not acceptable, or the handshake broke off", err)
@@ -155,13 +211,13 @@ func (s *session) startTLS() *status.Error {
 }
 
 // auth authenticates. The order of challenges is xoauth2's business; here they end for sure.
-func (s *session) auth() *status.Error {
+func (s *Session) auth() *status.Error {
 	const stage = status.StageAuth
 	if !s.ext.xoauth2 {
 		s.broken = true
 		return &status.Error{Code: 454, Enhanced: status.Enhanced{4, 7, 0}, Stage: stage, Text: "Exchange Online does not offer XOAUTH2"}
 	}
-	client, sent := xoauth2{user: s.login, token: s.token}, ""
+	client, sent := xoauth2{user: string(s.login), token: s.token}, ""
 	mech, _, _ := client.Start() // has no error to give
 	r, e := s.command(stage, "AUTH "+mech)
 	for e == nil && r.code == 334 {
@@ -211,14 +267,14 @@ func withhold(e *status.Error, secrets ...string) *status.Error {
 	return e
 }
 
-// tokenAtFault reports whether a fresh token may cure e.
-func tokenAtFault(e *status.Error) bool {
+// TokenAtFault reports whether a fresh token may cure e, an error of a session.
+func TokenAtFault(e *status.Error) bool {
 	return e != nil && e.Stage != status.StageToken && classify(e.Stage, e.Code, e.Enhanced, e.Text).token
 }
 
 // command sends one line and reads the reply.
-func (s *session) command(stage status.Stage, line string) (reply, *status.Error) {
-	limit := s.pool.options.Timeouts.Command
+func (s *Session) command(stage status.Stage, line string) (reply, *status.Error) {
+	limit := s.client.Timeouts.Command
 	s.out = append(append(s.out[:0], line...), '\r', '\n')
 	if err := s.write(limit, s.out); err != nil {
 		return reply{}, s.lost(stage, err)
@@ -226,27 +282,27 @@ func (s *session) command(stage status.Stage, line string) (reply, *status.Error
 	return s.read(stage, limit)
 }
 
-func (s *session) write(limit time.Duration, p []byte) error {
+func (s *Session) write(limit time.Duration, p []byte) error {
 	_ = s.conn.SetWriteDeadline(time.Now().Add(limit)) // on a closed connection Write tells
 	_, err := s.conn.Write(p)
 	return err
 }
 
 // read reads one reply, all of it within limit. Behind 421 the server closes, so the session is over.
-func (s *session) read(stage status.Stage, limit time.Duration) (reply, *status.Error) {
+func (s *Session) read(stage status.Stage, limit time.Duration) (reply, *status.Error) {
 	_ = s.conn.SetReadDeadline(time.Now().Add(limit)) // on a closed connection Read tells, behind what has already come
 	r, err := readReply(s.br, s.reply)
 	s.reply = r.lines
 	if err != nil {
 		return reply{}, s.lost(stage, err)
 	}
-	s.pool.metrics.count(stage, r.code, r.enhanced())
+	s.client.Count(stage, r.code, r.enhanced())
 	s.broken = s.broken || r.code == 421
 	return r, nil
 }
 
 // verdict is nil for a 2yz reply; what is not 4yz or 5yz either makes no sense here.
-func (s *session) verdict(stage status.Stage, r reply) *status.Error {
+func (s *Session) verdict(stage status.Stage, r reply) *status.Error {
 	switch {
 	case r.code < 300:
 		return nil
@@ -259,7 +315,7 @@ func (s *session) verdict(stage status.Stage, r reply) *status.Error {
 }
 
 // lost ends a session that cannot go on. Nothing is known to be accepted.
-func (s *session) lost(stage status.Stage, err error) *status.Error {
+func (s *Session) lost(stage status.Stage, err error) *status.Error {
 	s.broken = true
 	e := &status.Error{Code: 451, Enhanced: status.Enhanced{4, 4, 2}, Stage: stage, Err: err}
 	switch {

@@ -1,4 +1,4 @@
-package exchange
+package submission
 
 import (
 	"errors"
@@ -22,22 +22,21 @@ type block struct {
 	out []byte
 }
 
-// delivery is one call of Deliver.
-type delivery struct {
-	route   *envelope.Route
-	env     *envelope.Envelope
-	open    []int
-	body    io.Reader
-	errs    []*status.Error // parallel to open; nil: no verdict of its own
-	reply   string          // to the final dot
-	started bool            // body was read from
+// Delivery is one message and some of its recipients.
+type Delivery struct {
+	Env     *envelope.Envelope
+	Open    []int           // which of Env.Recipients to try
+	Body    io.Reader       // the message exactly as stored, Env.Size octets; read at most once
+	Errs    []*status.Error // parallel to Open, filled in; nil: no verdict of its own
+	Reply   string          // filled in: to the final dot, where it was an acceptance
+	Started bool            // filled in: Body was read from
 }
 
-func (d *delivery) recipient(i int) *envelope.Recipient { return &d.env.Recipients[d.open[i]] }
+func (d *Delivery) recipient(i int) *envelope.Recipient { return &d.Env.Recipients[d.Open[i]] }
 
 // transact runs one mail transaction. The error is that of every recipient without one of its own; nil: they are
 // accepted.
-func (s *session) transact(d *delivery) *status.Error {
+func (s *Session) transact(d *Delivery) *status.Error {
 	todo, e := s.sendables(d)
 	if e != nil || len(todo) == 0 {
 		return e
@@ -47,7 +46,7 @@ func (s *session) transact(d *delivery) *status.Error {
 	if e != nil || accepted == 0 {
 		return e
 	}
-	limit := s.pool.options.Timeouts.Data
+	limit := s.client.Timeouts.Data
 	if err := s.write(limit, []byte("DATA\r\n")); err != nil {
 		return s.lost(status.StageData, err)
 	}
@@ -56,7 +55,7 @@ func (s *session) transact(d *delivery) *status.Error {
 	case e != nil:
 		return e
 	case r.code == 354:
-		d.started = true
+		d.Started = true
 		return s.body(d)
 	case r.code < 400:
 		return s.lost(status.StageData, fmt.Errorf("%w: %s", errProtocol, r))
@@ -64,25 +63,25 @@ func (s *session) transact(d *delivery) *status.Error {
 	return s.verdict(status.StageData, r)
 }
 
-// sendables returns which of d.open the server can be asked to take at all, and gives the others their errors.
-func (s *session) sendables(d *delivery) ([]int, *status.Error) {
-	if m := s.ext.maxSize; m > 0 && d.env.Size > m {
+// sendables returns which of d.Open the server can be asked to take at all, and gives the others their errors.
+func (s *Session) sendables(d *Delivery) ([]int, *status.Error) {
+	if m := s.ext.maxSize; m > 0 && d.Env.Size > m {
 		return nil, &status.Error{Code: 552, Enhanced: status.Enhanced{5, 3, 4}, Stage: status.StageMail, Action: status.Fail,
-			Text: fmt.Sprintf("message of %d octets is larger than the %d Exchange Online accepts", d.env.Size, m)}
+			Text: fmt.Sprintf("message of %d octets is larger than the %d Exchange Online accepts", d.Env.Size, m)}
 	}
 	noUTF8 := &status.Error{Code: 553, Enhanced: status.Enhanced{5, 6, 7}, Stage: status.StageMail, Action: status.Fail,
 		Text: "Exchange Online does not offer SMTPUTF8, which the message or its addresses need"}
-	if !s.ext.utf8 && (d.env.SMTPUTF8 || !d.route.Login.ASCII()) {
+	if !s.ext.utf8 && (d.Env.SMTPUTF8 || !s.login.ASCII()) {
 		return nil, noUTF8
 	}
 	s.todo = s.todo[:0]
-	for i := range d.open {
+	for i := range d.Open {
 		switch a := d.recipient(i).Address; {
-		case !sendable(a):
-			d.errs[i] = &status.Error{Code: 553, Enhanced: status.Enhanced{5, 1, 3}, Stage: status.StageRcpt, Action: status.Fail,
+		case !Sendable(a):
+			d.Errs[i] = &status.Error{Code: 553, Enhanced: status.Enhanced{5, 1, 3}, Stage: status.StageRcpt, Action: status.Fail,
 				Text: "the address cannot be sent"}
 		case !s.ext.utf8 && !a.ASCII():
-			d.errs[i] = noUTF8
+			d.Errs[i] = noUTF8
 		default:
 			s.todo = append(s.todo, i)
 		}
@@ -90,15 +89,15 @@ func (s *session) sendables(d *delivery) ([]int, *status.Error) {
 	return s.todo, nil
 }
 
-// sendable reports whether a can stand in a command without being able to end it. All stored addresses can; this is the
+// Sendable reports whether a can stand in a command without being able to end it. All stored addresses can; this is the
 // last door.
-func sendable(a envelope.Address) bool {
+func Sendable(a envelope.Address) bool {
 	return a != "" && !strings.ContainsFunc(string(a), func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
 // envelope sends MAIL and RCPTs, behind an RSET where the last transaction was left unfinished, and returns how many
 // recipients were accepted. An error is every recipient's.
-func (s *session) envelope(d *delivery, todo []int) (accepted int, e *status.Error) {
+func (s *Session) envelope(d *Delivery, todo []int) (accepted int, e *status.Error) {
 	next, window := 0, 1 // commands: -1 RSET, 0 MAIL, then RCPTs
 	if s.dirty {
 		next = -1
@@ -107,7 +106,7 @@ func (s *session) envelope(d *delivery, todo []int) (accepted int, e *status.Err
 		window = pipelined
 	}
 	s.dirty = true
-	limit := s.pool.options.Timeouts.Command
+	limit := s.client.Timeouts.Command
 	for next <= len(todo) && e == nil {
 		end := min(next+window, len(todo)+1)
 		s.out = s.out[:0]
@@ -127,24 +126,20 @@ func (s *session) envelope(d *delivery, todo []int) (accepted int, e *status.Err
 				accepted++
 			case failed == nil:
 			case s.broken:
-				return 0, first(e, failed)
+				if e == nil {
+					e = failed
+				}
+				return 0, e
 			case next < 0: // a server that cannot do RSET is not one to go on with
 				return 0, s.lost(stageOf(next), fmt.Errorf("%w: RSET: %s", errProtocol, r))
 			case next == 0:
 				e = failed
 			case e == nil: // behind a refused MAIL it would say nothing
-				d.errs[todo[next-1]] = failed
+				d.Errs[todo[next-1]] = failed
 			}
 		}
 	}
 	return accepted, e
-}
-
-func first(a, b *status.Error) *status.Error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 func stageOf(command int) status.Stage {
@@ -154,7 +149,7 @@ func stageOf(command int) status.Stage {
 	return status.StageMail
 }
 
-func (s *session) appendCommand(b []byte, d *delivery, todo []int, command int) []byte {
+func (s *Session) appendCommand(b []byte, d *Delivery, todo []int, command int) []byte {
 	switch {
 	case command < 0:
 		b = append(b, "RSET"...)
@@ -173,15 +168,15 @@ func (s *session) appendCommand(b []byte, d *delivery, todo []int, command int) 
 
 // appendMail writes MAIL FROM with the mailbox authenticated as, which is the only reverse-path Exchange Online is
 // known to take.
-func (s *session) appendMail(b []byte, d *delivery, todo []int) []byte {
+func (s *Session) appendMail(b []byte, d *Delivery, todo []int) []byte {
 	b = append(append(append(b, "MAIL FROM:<"...), s.login...), '>')
 	if s.ext.size {
-		b = strconv.AppendInt(append(b, " SIZE="...), d.env.Size, 10)
+		b = strconv.AppendInt(append(b, " SIZE="...), d.Env.Size, 10)
 	}
-	if s.ext.eightBit && d.env.EightBit {
+	if s.ext.eightBit && d.Env.EightBit {
 		b = append(b, " BODY=8BITMIME"...)
 	}
-	utf8 := d.env.SMTPUTF8 || !d.route.Login.ASCII()
+	utf8 := d.Env.SMTPUTF8 || !s.login.ASCII()
 	for _, i := range todo {
 		utf8 = utf8 || !d.recipient(i).Address.ASCII()
 	}
@@ -189,8 +184,8 @@ func (s *session) appendMail(b []byte, d *delivery, todo []int) []byte {
 		b = append(b, " SMTPUTF8"...)
 	}
 	if s.ext.dsn {
-		b = appendParameter(b, "RET", d.env.Return)
-		b = appendParameter(b, "ENVID", d.env.EnvelopeID)
+		b = appendParameter(b, "RET", d.Env.Return)
+		b = appendParameter(b, "ENVID", d.Env.EnvelopeID)
 	}
 	return b
 }
@@ -204,14 +199,14 @@ func appendParameter(b []byte, name, value string) []byte {
 }
 
 // body sends the message and the final dot, and reads the verdict.
-func (s *session) body(d *delivery) *status.Error {
+func (s *Session) body(d *Delivery) *status.Error {
 	const stage = status.StageDot
 	last, err := s.copyBody(d)
 	if err != nil && !errors.As(err, new(writeError)) { // the message cannot be read: no dot, so that it never was
 		s.broken = true
 		return &status.Error{Code: 451, Enhanced: status.Enhanced{4, 3, 0}, Stage: stage, Text: "the stored message cannot be read", Err: err}
 	}
-	limit := s.pool.options.Timeouts.Dot
+	limit := s.client.Timeouts.Dot
 	if err != nil { // a server that breaks off has perhaps said why
 		limit = time.Second
 	}
@@ -223,7 +218,7 @@ func (s *session) body(d *delivery) *status.Error {
 	switch {
 	case e == nil && last:
 		s.dirty = false
-		d.reply = r.String()
+		d.Reply = r.String()
 		return nil
 	case e != nil && r.code >= 400:
 		s.dirty = false
@@ -244,26 +239,29 @@ type writeError struct{ error }
 func (e writeError) Unwrap() error { return e.error }
 
 // copyBody sends the message. last: the final dot may have been sent, in part or whole.
-func (s *session) copyBody(d *delivery) (last bool, err error) {
-	b := s.pool.blocks.Get().(*block)
-	defer s.pool.blocks.Put(b)
+func (s *Session) copyBody(d *Delivery) (last bool, err error) {
+	b, ok := s.client.blocks.Get().(*block)
+	if !ok {
+		b = new(block)
+	}
+	defer s.client.blocks.Put(b)
 	var dots stuffer
 	var size int64
 	for !last {
-		n, err := fill(d.body, b.in[:])
+		n, err := fill(d.Body, b.in[:])
 		size += int64(n)
 		last = err == io.EOF
 		switch {
 		case err != nil && !last:
 			return false, fmt.Errorf("read message: %w", err)
-		case last && size != d.env.Size:
-			return false, fmt.Errorf("read message: %w: %d of %d octets", io.ErrUnexpectedEOF, size, d.env.Size)
+		case last && size != d.Env.Size:
+			return false, fmt.Errorf("read message: %w: %d of %d octets", io.ErrUnexpectedEOF, size, d.Env.Size)
 		}
 		b.out = dots.append(b.out[:0], b.in[:n])
 		if last {
 			b.out = dots.end(b.out)
 		}
-		if err := s.write(s.pool.options.Timeouts.Block, b.out); err != nil {
+		if err := s.write(s.client.Timeouts.Block, b.out); err != nil {
 			return last, writeError{err}
 		}
 	}
