@@ -284,9 +284,13 @@ func (d *Dispatcher) schedule(m *mailbox, now time.Time) {
 	}
 }
 
+// clockMost is how long the clock sleeps at most: timers stand still while the machine is suspended, and know nothing of a
+// step of the wall clock, which is what due times are kept in.
+const clockMost = time.Minute
+
 // runClock moves mailboxes from waiting to ready when their time has come.
 func (d *Dispatcher) runClock(ctx context.Context) {
-	timer := time.NewTimer(time.Hour)
+	timer := time.NewTimer(clockMost)
 	defer timer.Stop()
 	for {
 		d.mu.Lock()
@@ -294,9 +298,9 @@ func (d *Dispatcher) runClock(ctx context.Context) {
 		for len(d.waiting) > 0 && !d.waiting[0].wake.After(now) {
 			d.schedule(d.waiting[0], now)
 		}
-		sleep := time.Hour
+		sleep := clockMost
 		if len(d.waiting) > 0 {
-			sleep = d.waiting[0].wake.Sub(now)
+			sleep = min(sleep, d.waiting[0].wake.Sub(now))
 		}
 		d.mu.Unlock()
 		timer.Reset(sleep)
