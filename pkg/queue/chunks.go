@@ -146,6 +146,8 @@ func (w *chunkWriter) await(ctx context.Context, ack jetstream.PubAckFuture) err
 		return nil
 	case err := <-ack.Err():
 		return w.failed(ctx, err)
+	case <-w.st.gone: // the client library leaves the futures of a closed connection pending
+		return errUnavailable(errors.New("server is being reopened"))
 	case <-timer.C:
 		return w.failed(ctx, context.DeadlineExceeded)
 	case <-ctx.Done():

@@ -137,7 +137,9 @@ func (q *Queue) Run(ctx context.Context) error {
 
 // reopen replaces the server until it works: at once, then after 1, 2, 4, 8 and at last every 10 seconds.
 func (q *Queue) reopen(ctx context.Context) {
-	q.store.Store(nil)
+	if st := q.store.Swap(nil); st != nil {
+		close(st.gone)
+	}
 	for wait := time.Second; ; wait = min(2*wait, 10*time.Second) {
 		conns, err := q.opts.Reopen(ctx)
 		if err == nil {
@@ -182,9 +184,10 @@ func (q *Queue) collect(ctx context.Context, now time.Time) {
 		}
 	}
 	q.index.mu.Unlock()
+	failed := false
 	for _, e := range old {
-		fctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
-		if err := ctx.Err(); err != nil || q.finish(fctx, e) != nil {
+		fctx, cancel := context.WithTimeout(ctx, opTimeout)
+		if failed = failed || q.finish(fctx, e) != nil; failed {
 			q.index.giveBack(e)
 		}
 		cancel()

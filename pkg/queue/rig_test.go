@@ -152,7 +152,9 @@ func (r *rig) claim(sender envelope.Address) *envelope.Claim {
 
 func (r *rig) settle(env *envelope.Envelope, p envelope.Progress) {
 	r.t.Helper()
-	if err := r.q.Settle(context.Background(), env, p); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := r.q.Settle(ctx, env, p); err != nil {
 		r.t.Fatalf("settle: %v", err)
 	}
 }

@@ -48,7 +48,6 @@ const (
 	codeNoStorage     = 10047 // insufficient storage resources
 	codeBusy          = 10167 // too many requests: over 128 MiB wait for the stream
 	codeWrongSequence = 10071 // wrong last sequence
-	codeNoSequence    = 10043 // sequence not found
 )
 
 // layout is what is fixed at the first start.
@@ -66,6 +65,7 @@ type store struct {
 	mail   []jetstream.Stream
 	chunk  []jetstream.Stream
 	meta   jetstream.JetStream
+	gone   chan struct{} // closed when the server is to be reopened: what is not acknowledged by then never will be
 }
 
 // place is where a message's records are.
@@ -91,7 +91,7 @@ func openStore(ctx context.Context, conns []*nats.Conn, opts *Options) (*store, 
 	if len(conns) == 0 {
 		return nil, errors.New("queue needs at least one connection")
 	}
-	st := &store{conns: conns}
+	st := &store{conns: conns, gone: make(chan struct{})}
 	var err error
 	if st.meta, err = jetstream.New(conns[0]); err != nil {
 		return nil, err
@@ -294,8 +294,10 @@ func (st *store) remove(ctx context.Context, stream uint8, seq uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	err := st.mail[stream].DeleteMsg(ctx, seq)
-	if apiCode(err) == codeNoSequence {
-		return nil
+	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) { // the client drops the server's code, and there are several for this
+		if _, missing := st.mail[stream].GetMsg(ctx, seq); errors.Is(missing, jetstream.ErrMsgNotFound) {
+			return nil
+		}
 	}
 	return err
 }
