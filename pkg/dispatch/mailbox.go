@@ -92,7 +92,7 @@ func (g *gate) probeAt(now time.Time) {
 }
 
 // limit takes over a route's limits: the first after a reload as they are, of the others what is stricter, since senders
-// may share a mailbox and disagree.
+// may share a mailbox and disagree. Only those with waiting mail are asked.
 func (m *mailbox) limit(route *envelope.Route, reload int) {
 	if m.reload != reload {
 		m.route, m.reload = *route, reload
