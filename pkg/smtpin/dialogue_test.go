@@ -87,6 +87,8 @@ func dialogueSettings(t *testing.T, name string, set *Settings, q *fakeQueue) (c
 		q.err = errors.New("dial 10.0.0.1: secret path")
 	case "queue full":
 		q.err, q.early = status.New(452, status.Enhanced{4, 3, 1}, "queue storage is full"), true
+	case "queue closing":
+		q.err = status.New(421, status.Enhanced{4, 3, 2}, "going down")
 	case "queue blind":
 		q.blind = true
 	default:

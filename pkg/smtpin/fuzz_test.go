@@ -45,6 +45,33 @@ func replies(t *testing.T, set Settings, q *fakeQueue, piece uint8, sent string)
 	return strings.Split(strings.TrimSuffix(c.said.String(), "\r\n"), "\r\n")
 }
 
+// halfCloser is a client that notices the end of the replies before it stops sending.
+type halfCloser struct {
+	fromLoopback
+	halfClosed bool
+}
+
+func (c *halfCloser) CloseWrite() error {
+	c.halfClosed = true
+	return nil
+}
+
+// A socket closed with octets unread is reset, and the reply that says why may be lost with it.
+func TestLastReplyIsNotLost(t *testing.T) {
+	opts, _, _ := testOptions(testSettings(), &fakeQueue{})
+	s, err := newServer(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &scripted{sent: "POST / HTTP/1.1\r\n" + strings.Repeat("x", 100_000), piece: 1000}
+	c := &halfCloser{fromLoopback: fromLoopback{client}}
+	s.admit(t.Context(), c)
+	s.wg.Wait()
+	if !c.halfClosed || client.sent != "" {
+		t.Errorf("half closed %v, %d octets unread", c.halfClosed, len(client.sent))
+	}
+}
+
 const fuzzHeader = "Date: d\r\nMessage-ID: <m@x>\r\nFrom: a@contoso.com\r\n\r\n"
 
 var (

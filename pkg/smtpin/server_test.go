@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -108,6 +109,7 @@ func eventually(t *testing.T, f func() bool) {
 		if f() {
 			return
 		}
+		runtime.Gosched()
 	}
 	t.Fatal("did not come true")
 }
@@ -164,6 +166,9 @@ func TestProxyHeader(t *testing.T) {
 	p = r.peer(t)
 	p.say("HELO x")
 	p.wantEnd() // no header: not a word
+	if n := r.logs.FilterMessage("connection without a PROXY header closed").Len(); n != 1 {
+		t.Errorf("logged %d times", n)
+	}
 }
 
 func TestImplicitTLS(t *testing.T) {
@@ -267,6 +272,24 @@ func TestDrain(t *testing.T) {
 	if _, err := net.Dial("tcp", r.Addr().String()); err == nil {
 		t.Error("still listening")
 	}
+}
+
+// A message in chunks is under way between them, too.
+func TestDrainBetweenChunks(t *testing.T) {
+	r := start(t, testSettings(), &fakeQueue{})
+	idle, busy := r.peer(t), r.peer(t)
+	idle.want("220")
+	busy.hello()
+	busy.say("MAIL FROM:<a@contoso.com>\r\nRCPT TO:<r@example.com>\r\nBDAT 23\r\nFrom: a@contoso.com\r\n")
+	busy.want("250")
+	busy.want("250")
+	busy.want("250 2.0.0 23 octets received")
+	r.stop()
+	idle.want("421 4.3.2")
+	busy.say("BDAT 0 LAST")
+	busy.want("250 2.0.0 Ok: queued as")
+	busy.want("421 4.3.2")
+	busy.wantEnd()
 }
 
 func TestDrainLimit(t *testing.T) {
@@ -564,9 +587,7 @@ func TestPanicEndsOneSession(t *testing.T) {
 	p.wantEnd()
 	other.say("NOOP")
 	other.want("250")
-	if n := r.logs.FilterMessageSnippet("panic serving").Len(); n != 1 {
-		t.Errorf("logged %d times", n)
-	}
+	eventually(t, func() bool { return r.logs.FilterMessageSnippet("panic serving").Len() == 1 })
 }
 
 func TestNewMetricsTwice(t *testing.T) {
@@ -592,5 +613,37 @@ func BenchmarkAccept(b *testing.B) {
 		p.toData()
 		_, _ = io.WriteString(p.conn, msg)
 		p.want("451")
+	}
+}
+
+// An idle client costs two small buffers and its goroutines, also behind a message.
+func TestIdleClientsAreSmall(t *testing.T) {
+	const clients, bound = 300, 56 << 10
+	set := testSettings()
+	set.Listener.MaxConnectionsPerIP = clients
+	q := &fakeQueue{err: errors.New("measured without keeping")}
+	r := start(t, set, q)
+	used := func() uint64 {
+		runtime.GC()
+		runtime.GC() // the second empties what the first left in pools
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc + m.StackInuse
+	}
+	before := used()
+	for range clients {
+		p := &peer{t, r.dial(t), nil}
+		p.in = bufio.NewReaderSize(p.conn, 16)
+		p.want("220")
+		p.say("HELO app")
+		p.want("250")
+		p.toData()
+		p.say("From: a@contoso.com\r\n\r\n.")
+		p.want("451")
+	}
+	if each := int64(used()-before) / clients; each > bound {
+		t.Errorf("%d octets each, want no more than %d", each, bound)
+	} else {
+		t.Logf("%d octets each", each)
 	}
 }
