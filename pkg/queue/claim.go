@@ -49,8 +49,6 @@ func (q *Queue) Claim(ctx context.Context, sender envelope.Address, now time.Tim
 		switch {
 		case err == nil:
 			return claim, nil
-		case errors.Is(err, jetstream.ErrMsgNotFound):
-			q.lost(e)
 		case errors.Is(err, envelope.ErrCorrupt):
 			q.quarantined(e.id.unpack(), err)
 			q.index.update(e, stateHeld, time.Time{}) // in memory: a start, or the next claim, finds it damaged again
@@ -69,6 +67,9 @@ func (q *Queue) fetch(ctx context.Context, e *entry) (envelope.Claim, error) {
 	}
 	mail, last := q.index.records(e)
 	msg, err := st.get(ctx, e.stream, mail)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return envelope.Claim{}, errUnreadable("mail")
+	}
 	if err != nil {
 		return envelope.Claim{}, fmt.Errorf("read mail record: %w", err)
 	}

@@ -17,8 +17,9 @@ import (
 	"relayd/pkg/envelope"
 )
 
-// loadStall is how long loading waits for the next record before it gives up.
-const loadStall = 30 * time.Second
+// loadStall is how long loading waits for the next record before it looks for what stands in the way. On a slow disk that
+// is nothing, and it goes on.
+const loadStall = 2 * time.Second
 
 // attach makes conns the queue's store and brings the index in line with what the streams hold. After a reopen the index
 // is already there and knows more than the streams (what is being sent right now); it gains what it missed and loses,
@@ -47,7 +48,13 @@ func (q *Queue) attach(ctx context.Context, conns []*nats.Conn) error {
 			return fmt.Errorf("load queue: %w", err)
 		}
 	}
-	if lost := q.missing(seen); sound && !lost {
+	if lost := q.missing(seen); lost {
+		sound = false
+	}
+	for _, l := range loads {
+		sound = sound && !l.damaged
+	}
+	if sound {
 		for _, l := range loads {
 			if err := l.sweep(ctx, st); err != nil {
 				return fmt.Errorf("collect leftovers: %w", err)
@@ -71,6 +78,9 @@ type loading struct {
 	stream uint8
 	found  map[packedID]*found
 	alone  map[packedID]uint64 // state records without a mail record so far
+
+	count   uint64 // records read
+	damaged bool   // the server counts more of them
 }
 
 func (l *loading) read(ctx context.Context, stream jetstream.Stream) error {
@@ -82,39 +92,63 @@ func (l *loading) read(ctx context.Context, stream jetstream.Stream) error {
 	if info.State.Msgs == 0 {
 		return nil
 	}
-	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{HeadersOnly: true})
+	for last, done := uint64(0), false; !done; {
+		if last, done, err = l.follow(ctx, stream, last, info.State.LastSeq); err != nil {
+			return fmt.Errorf("read %s: %w", info.Config.Name, err)
+		}
+		if !done {
+			if last, done, err = l.pass(ctx, stream, last); err != nil {
+				return fmt.Errorf("read %s: %w", info.Config.Name, err)
+			}
+		}
+	}
+	if l.damaged = l.count < info.State.Msgs; !l.damaged {
+		return nil
+	}
+	return l.name(ctx, stream)
+}
+
+// follow reads the records behind sequence last with a consumer, to the end or until it stands still.
+func (l *loading) follow(ctx context.Context, stream jetstream.Stream, last, end uint64) (uint64, bool, error) {
+	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: last + 1, HeadersOnly: true,
+	})
 	if err != nil {
-		return err
+		return last, false, err
 	}
 	msgs, err := consumer.Messages(jetstream.PullMaxMessages(5000))
 	if err != nil {
-		return err
+		return last, false, err
 	}
 	defer msgs.Stop()
 	for {
 		nctx, cancel := context.WithTimeout(ctx, loadStall)
 		msg, err := msgs.Next(jetstream.NextContext(nctx))
 		cancel()
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			return last, false, nil
+		}
 		if err != nil {
-			return fmt.Errorf("read %s: %w", info.Config.Name, err)
+			return last, false, err
 		}
 		meta, err := msg.Metadata()
 		if err != nil {
-			return err
+			return last, false, err
 		}
+		last = meta.Sequence.Stream
 		record := []byte(msg.Headers().Get(headerEnvelope))
 		if msg.Headers().Get(headerLength) != "" {
-			whole, err := stream.GetMsg(ctx, meta.Sequence.Stream)
+			whole, err := stream.GetMsg(ctx, last)
 			if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
-				return fmt.Errorf("read %s: %w", msg.Subject(), err)
+				return last, false, err
 			}
 			if err == nil { // else unreadable: an empty record is a damaged one
 				record, _ = splitRecord(whole.Header, whole.Data)
 			}
 		}
-		l.take(msg.Subject(), meta.Sequence.Stream, record)
-		if meta.NumPending == 0 {
-			return nil
+		l.take(msg.Subject(), last, record)
+		if meta.NumPending == 0 || last == end {
+			return last, true, nil
 		}
 	}
 }
@@ -132,17 +166,17 @@ func parseSubject(subject string) (place, bool) {
 
 // take notes one record: relayd.mail.<k>.<s>.<id> or relayd.state.<k>.<s>.<id>.
 func (l *loading) take(subject string, seq uint64, record []byte) {
+	l.count++
 	at, ok := parseSubject(subject)
-	if !ok || at.stream != l.stream {
-		l.q.log.Error("queue holds a record with a subject that is not relayd's", zap.String("subject", subject))
-		return
-	}
 	id := packID(at.id)
-	switch subject {
-	case at.subject("mail"):
+	ok = ok && at.stream == l.stream
+	switch {
+	default:
+		l.q.log.Error("queue holds a record with a subject that is not relayd's", zap.String("subject", subject))
+	case ok && subject == at.subject("mail"):
 		l.found[id] = l.readMail(&entry{id: id, stream: at.stream, shard: at.shard, mail: seq, last: l.alone[id]}, record)
 		delete(l.alone, id)
-	case at.subject("state"):
+	case ok && subject == at.subject("state"):
 		f := l.found[id]
 		if f == nil {
 			l.alone[id] = seq
@@ -288,14 +322,22 @@ func (q *Queue) audit(ctx context.Context, st *store) (sound bool, err error) {
 	sound = true
 	for k, stream := range st.mail {
 		msg, err := meta.GetLastMsgForSubject(ctx, auditSubject(k))
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			continue
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
 			return false, fmt.Errorf("read audit mark: %w", err)
 		}
 		var m mark
-		if len(msg.Data) == 0 {
+		if err != nil || len(msg.Data) == 0 { // a first start, or one after a crash: then the server has looked itself
+			dropped, err := st.dropped(ctx, stream)
+			if err != nil {
+				return false, fmt.Errorf("audit mail stream %d: %w", k, err)
+			}
+			if dropped != 0 {
+				q.log.Error("queue storage was found damaged, or cut short in the middle of a write: records are missing; "+
+					"restore a backup or check the disk",
+					zap.String("stream", stream.CachedInfo().Config.Name), zap.Int64("octets", dropped))
+				q.metrics.auditFailures.Inc()
+				sound = false
+			}
 			continue
 		}
 		if err := json.Unmarshal(msg.Data, &m); err != nil {

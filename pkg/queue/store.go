@@ -268,7 +268,7 @@ func (st *store) getState(ctx context.Context, at place, last uint64) (*jetstrea
 	defer cancel()
 	msg, err = st.mail[at.stream].GetLastMsgForSubject(ctx, at.subject("state"))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil, fmt.Errorf("%w: it is gone", envelope.ErrCorrupt)
+		return nil, errUnreadable("state")
 	}
 	return msg, err
 }
