@@ -1,15 +1,18 @@
 package smtpin
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/emersion/go-sasl"
 	"github.com/emersion/go-smtp"
+	"go.uber.org/zap"
 
 	"relayd/pkg/status"
 )
@@ -223,6 +226,20 @@ func TestBodyReadsOfAnySize(t *testing.T) {
 		}
 		if got.String() != "a\r\nb\r\n.c\r\n" || string(g.in) != "QUIT" {
 			t.Errorf("by %d: got %q, rest %q", size, got.String(), g.in)
+		}
+	}
+}
+
+// Devices of the days of TLS 1.0 exchange keys by RSA, which Go has given up by default; others must not get it back.
+func TestOldCipherSuites(t *testing.T) {
+	cert, key, _ := writePair(t, t.TempDir(), "relay.example")
+	for version, want := range map[uint16]bool{tls.VersionTLS10: true, tls.VersionTLS11: true, tls.VersionTLS12: false} {
+		c, err := newTLSConfig(&ListenerOptions{TLS: TLSImplicit, CertFile: cert, KeyFile: key, MinTLS: version}, zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.Contains(c.CipherSuites, tls.TLS_RSA_WITH_AES_128_CBC_SHA); got != want {
+			t.Errorf("from TLS %x on: %v, want %v", version, got, want)
 		}
 	}
 }
