@@ -116,7 +116,7 @@ func within(t *testing.T, answer func(n int, w http.ResponseWriter), f func(t *t
 		tokens.Close()
 		close(e.conns)
 		_ = server.Close()
-		time.Sleep(2 * time.Hour) // handlers that dawdle
+		advance(2 * time.Hour) // handlers that dawdle
 	})
 }
 
@@ -185,7 +185,7 @@ relayd_token_requests_total{result="temporary",tenant="contoso"} 0
 
 func TestOneRequestForAll(t *testing.T) {
 	slow := func(n int, w http.ResponseWriter) {
-		time.Sleep(time.Second) // fake time: the endpoint takes a second
+		advance(time.Second) // fake time: the endpoint takes a second
 		numbered(n, w)
 	}
 	within(t, slow, func(t *testing.T, r *rig) {
@@ -251,7 +251,7 @@ func TestRefusalsAreLimited(t *testing.T) {
 		if got := r.count(); got != 1+refusalsPerMinute {
 			t.Errorf("got %d requests, want %d", got, 1+refusalsPerMinute)
 		}
-		time.Sleep(time.Minute)
+		advance(time.Minute)
 		if got := r.token(t, current); got == current {
 			t.Error("a minute later the refused token still comes back")
 		}
@@ -288,14 +288,14 @@ func TestRenewal(t *testing.T) {
 	}
 	within(t, answer, func(t *testing.T, r *rig) {
 		r.token(t, "")
-		time.Sleep(52 * time.Minute) // before 60 − 6 × 1.2
+		advance(52 * time.Minute) // before 60 − 6 × 1.2
 		r.token(t, "")
 		synctest.Wait()
 		if got := r.count(); got != 1 {
 			t.Fatalf("renewed too soon: %d requests", got)
 		}
 		down = true
-		time.Sleep(4 * time.Minute) // 56 minutes: past 60 − 6 × 0.8
+		advance(4 * time.Minute) // 56 minutes: past 60 − 6 × 0.8
 		if got := r.token(t, ""); got != "token-1" {
 			t.Errorf("got %q, want the old token at once", got)
 		}
@@ -310,7 +310,7 @@ func TestRenewal(t *testing.T) {
 			t.Errorf("got %d warnings, want 1", got)
 		}
 		down = false
-		time.Sleep(2 * time.Second)
+		advance(2 * time.Second)
 		r.token(t, "")
 		synctest.Wait()
 		if got := r.token(t, ""); got != "token-3" {
@@ -343,9 +343,9 @@ func TestExpiry(t *testing.T) {
 			within(t, answer, func(t *testing.T, r *rig) {
 				r.token(t, "")
 				down = true
-				time.Sleep(tt.want - margin - time.Second)
+				advance(tt.want - margin - time.Second)
 				r.token(t, "")
-				time.Sleep(margin)
+				advance(margin)
 				r.refusal(t)
 			})
 		})
@@ -398,12 +398,12 @@ func TestFailuresAreRemembered(t *testing.T) {
 					wg.Wait()
 				}
 				ask()
-				time.Sleep(tt.quiet)
+				advance(tt.quiet)
 				ask()
 				if got := r.count(); got != 1 {
 					t.Errorf("got %d requests from 2,000 callers, want 1", got)
 				}
-				time.Sleep(tt.due - tt.quiet)
+				advance(tt.due - tt.quiet)
 				ask()
 				if got := r.count(); got != 2 {
 					t.Errorf("got %d requests, want 2", got)
@@ -426,19 +426,19 @@ func TestBackOffGrowsAndEnds(t *testing.T) {
 		start := time.Now()
 		for r.count() < 12 {
 			r.refusal(t)
-			time.Sleep(100 * time.Millisecond)
+			advance(100 * time.Millisecond)
 		}
 		// 1+2+4+8+16+32 s, then 60 s each, give or take a fifth
 		if got := time.Since(start); got < 280*time.Second || got > 450*time.Second {
 			t.Errorf("12 requests took %v", got)
 		}
 		down = false
-		time.Sleep(73 * time.Second)
+		advance(73 * time.Second)
 		r.token(t, "")
 		down = true
-		time.Sleep(time.Hour)
+		advance(time.Hour)
 		r.refusal(t)
-		time.Sleep(1300 * time.Millisecond) // a success has reset the back-off to 1 s
+		advance(1300 * time.Millisecond) // a success has reset the back-off to 1 s
 		before := r.count()
 		r.refusal(t)
 		if got := r.count(); got != before+1 {
@@ -453,7 +453,7 @@ func TestTransportFaults(t *testing.T) {
 		answer func(n int, w http.ResponseWriter)
 	}{
 		{"connection lost", func(int, http.ResponseWriter) { panic(http.ErrAbortHandler) }},
-		{"silence", func(int, http.ResponseWriter) { time.Sleep(time.Minute) }},
+		{"silence", func(int, http.ResponseWriter) { advance(time.Minute) }},
 		{"no JSON", func(_ int, w http.ResponseWriter) { fmt.Fprint(w, "<html>captive portal</html>") }},
 		{"no token", func(_ int, w http.ResponseWriter) { refuse(w, 200, "", "") }},
 		{"endless", func(_ int, w http.ResponseWriter) {
@@ -503,7 +503,7 @@ func TestSecretIsReadAtEachUse(t *testing.T) {
 		}
 		for _, fault = range []error{os.ErrPermission, nil} { // unreadable, then empty
 			secret = ""
-			time.Sleep(2 * time.Hour)
+			advance(2 * time.Hour)
 			if e := r.refusal(t); e.Action != status.ParkTenant || fault != nil && !errors.Is(e, fault) {
 				t.Errorf("got %v %v, want a parked tenant", e, e.Action)
 			}
@@ -633,7 +633,7 @@ func TestClouds(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
-	within(t, func(int, http.ResponseWriter) { time.Sleep(time.Hour) }, func(t *testing.T, r *rig) {
+	within(t, func(int, http.ResponseWriter) { advance(time.Hour) }, func(t *testing.T, r *rig) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if e := r.refusal(t); e.Action != status.Retry {
@@ -643,11 +643,11 @@ func TestClose(t *testing.T) {
 		synctest.Wait()
 		r.Tokens.Close()
 		wg.Wait()
-		time.Sleep(time.Minute)
+		advance(time.Minute)
 		if e := r.refusal(t); e.Action != status.Retry || !strings.Contains(e.Text, "shutting down") {
 			t.Errorf("after Close: got %v", e)
 		}
-		time.Sleep(time.Hour)
+		advance(time.Hour)
 	})
 }
 
@@ -676,3 +676,6 @@ func TestTLS(t *testing.T) {
 		tokens.Close()
 	}
 }
+
+// advance lets fake time pass, in a synctest bubble.
+func advance(d time.Duration) { <-time.After(d) }
