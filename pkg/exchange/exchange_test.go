@@ -599,7 +599,7 @@ func TestLimitsOfReuse(t *testing.T) {
 			}, func(r *rig) {
 				for i := range tt.n {
 					if i > 0 {
-						time.Sleep(tt.wait)
+						advance(tt.wait)
 					}
 					r.one("", 0)
 				}
@@ -614,11 +614,11 @@ func TestLimitsOfReuse(t *testing.T) {
 func TestReaper(t *testing.T) {
 	within(t, nil, func(r *rig) {
 		r.one("", 0)
-		time.Sleep(50 * time.Second)
+		advance(50 * time.Second)
 		if got := r.commands("QUIT"); len(got) > 0 {
 			t.Errorf("closed too soon")
 		}
-		time.Sleep(26 * time.Second) // limit and a quarter
+		advance(26 * time.Second) // limit and a quarter
 		synctest.Wait()
 		equal(t, "QUIT", r.commands("QUIT"), []string{"1: QUIT"})
 		if r.kept() != 0 {
@@ -634,12 +634,13 @@ func TestReaper(t *testing.T) {
 func TestPoolPerMailbox(t *testing.T) {
 	within(t, func(_ *server, o *Options) { o.MaxIdle = 4 }, func(r *rig) {
 		all := func(login envelope.Address, connections, n int) {
-			var wg sync.WaitGroup
+			var wg, sending sync.WaitGroup
+			sending.Add(n) // bodies wait until every delivery has its session: none is used twice
 			for range n {
 				wg.Go(func() {
 					route := envelope.Route{Tenant: "contoso", Login: login, Connections: connections}
 					env, open := envelop(text, "b@fabrikam.com")
-					if out := r.Deliver(r.t.Context(), &route, env, open, strings.NewReader(text)); out.Errs[0] != nil {
+					if out := r.Deliver(r.t.Context(), &route, env, open, &meeting{Reader: strings.NewReader(text), all: &sending}); out.Errs[0] != nil {
 						t.Error(out.Errs[0])
 					}
 				})
@@ -862,4 +863,23 @@ func TestNewRefuses(t *testing.T) {
 	if got := p.tenants["x"]; got.Server != DefaultServer || got.tls.ServerName != "smtp.office365.com" || got.tls.MinVersion != tls.VersionTLS12 {
 		t.Errorf("got %s, %s", got.Server, got.tls.ServerName)
 	}
+}
+
+// advance lets fake time pass, in a synctest bubble.
+func advance(d time.Duration) { <-time.After(d) }
+
+// meeting is a body whose first Read waits for those of all others.
+type meeting struct {
+	io.Reader
+	all  *sync.WaitGroup
+	been bool
+}
+
+func (m *meeting) Read(p []byte) (int, error) {
+	if !m.been {
+		m.been = true
+		m.all.Done()
+		m.all.Wait()
+	}
+	return m.Reader.Read(p)
 }
