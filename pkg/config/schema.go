@@ -138,6 +138,7 @@ func describe(sample []byte) (map[string]string, error) {
 				}
 				walk(key, "", n.Content[i+1])
 			}
+		default: // scalars have nothing below them
 		}
 	}
 	walk("", root.HeadComment, root)

@@ -77,16 +77,16 @@ func (r *report) checkListener(key string, l *Listener, clients bool) {
 			}
 		}
 	}
-	clear := l.TLS == "none" && !l.PlaintextAuth
+	noTLS := l.TLS == "none" && !l.PlaintextAuth
 	switch {
 	case l.Auth == "required" && !clients:
 		r.errorf(key+".auth", "is required, but no clients are configured, so nobody could send; add clients")
-	case l.Auth == "required" && clear:
+	case l.Auth == "required" && noTLS:
 		r.errorf(key+".auth", "is required, but AUTH is not offered without TLS, so nobody could send; "+
 			"write tls: starttls, or plaintext_auth: true on a network you trust")
 	case l.Auth == "optional" && !clients:
 		r.warnf(key+".auth", "is optional, but no clients are configured, so nobody can log in; add clients")
-	case l.Auth == "optional" && clear && r.given(key+".auth"):
+	case l.Auth == "optional" && noTLS && r.given(key+".auth"):
 		r.warnf(key+".auth", "is optional, but AUTH is not offered without TLS; "+
 			"write tls: starttls, or plaintext_auth: true on a network you trust")
 	case l.Auth != "none" && l.PlaintextAuth && l.TLS != "implicit":
