@@ -158,7 +158,7 @@ func (f *sandboxFlags) run(cmd *cobra.Command) error {
 		if opts.Logger, _, err = newLogger(&config.Log{Level: "info"}); err != nil {
 			return err
 		}
-		defer opts.Logger.Sync()
+		defer func() { _ = opts.Logger.Sync() }() // stderr cannot always be synced
 	} else {
 		opts.Logger = zap.NewNop()
 	}

@@ -70,7 +70,7 @@ func TestTokenEndpoint(t *testing.T) {
 	if err := json.Unmarshal(decode(parts[1]), &claims); err != nil {
 		t.Fatal(err)
 	}
-	life := time.Unix(claims.Exp, 0).Sub(time.Now())
+	life := time.Until(time.Unix(claims.Exp, 0))
 	if claims.Aud != "https://outlook.office365.com" || claims.Iss != "https://sts.windows.net/"+tenantID+"/" || claims.Appid != clientID ||
 		claims.Tid != tenantID || claims.Oid == "" || claims.Sub != claims.Oid || claims.Ver != "1.0" || fmt.Sprint(claims.Roles) != "[SMTP.SendAsApp]" ||
 		claims.Nbf > time.Now().Unix() || claims.Iat != claims.Nbf || life < 59*time.Minute || life > 90*time.Minute {

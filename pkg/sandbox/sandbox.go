@@ -41,7 +41,9 @@ import (
 	"relayd/pkg/sandbox/submission"
 )
 
-// The vocabulary of the parts.
+// The vocabulary of the parts; each is documented where it is defined.
+//
+//nolint:revive // one comment for all
 type (
 	Tenant       = directory.Tenant
 	App          = directory.App

@@ -125,6 +125,7 @@ func (m *Set) Arrived(login string, now time.Time) {
 // Verdict is what Admit says.
 type Verdict int
 
+// The verdicts.
 const (
 	Admitted Verdict = iota
 	OverRate

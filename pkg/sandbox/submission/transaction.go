@@ -224,14 +224,12 @@ func (s *session) settle() {
 			return
 		}
 	}
-	refusal := ""
+	refusal := text.SenderThreads
 	if s.tx.within {
 		refusal = s.server.opts.Limits.Judge(mailbox.Submission{
 			Login: s.login, MailFrom: s.tx.mail.From, Content: s.tx.content, Header: header,
 			MaySendAs: func(address string) bool { return s.tenant.MaySendAs(s.login, address) },
 		})
-	} else {
-		refusal = text.SenderThreads
 	}
 	if refusal == "" {
 		refusal = s.admit(now, len(recipients))
@@ -261,6 +259,7 @@ func (s *session) admit(now time.Time, recipients int) (refusal string) {
 		return text.Quota
 	case mailbox.OverRate:
 		return text.OverRate
+	case mailbox.Admitted:
 	}
 	if wait > 0 && !fault.Sleep(s.ctx, wait) {
 		s.gone = true
