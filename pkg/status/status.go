@@ -25,6 +25,7 @@ func (e Enhanced) String() string {
 // sender's whole tenant.
 type Action uint8
 
+// The actions, from the narrowest scope to the widest.
 const (
 	Retry         Action = iota // try this recipient again later; the default for anything unknown
 	Fail                        // this recipient will never be accepted
