@@ -94,7 +94,12 @@ func (o *options) play(ctx context.Context, bin, dir string, hot bool) (took tim
 	if err != nil {
 		return 0, err
 	}
-	defer relay.Kill()
+	defer func() {
+		relay.Kill()
+		if err != nil {
+			err = fmt.Errorf("%w\nthe relay's log:\n%s", err, relay.Log())
+		}
+	}()
 	others := o.messages / 10
 	load := func(n int, sender func(i int) string) error {
 		l := &rig.Load{Addr: relay.SMTP, Sessions: 16, Messages: n, Rcpt: "x@example.org", Sender: sender,

@@ -57,7 +57,7 @@ func (l *Load) session(ctx context.Context, patient bool) error {
 	var c *textproto.Conn
 	defer func() {
 		if c != nil {
-			c.Close()
+			_ = c.Close()
 		}
 	}()
 	for ctx.Err() == nil {
@@ -75,7 +75,7 @@ func (l *Load) session(ctx context.Context, patient bool) error {
 				break
 			}
 			if c != nil {
-				c.Close()
+				_ = c.Close()
 				c = nil
 			}
 			if ctx.Err() != nil {

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,14 +45,16 @@ type Process struct {
 	done chan struct{} // closed when it has ended
 	err  error         // of Wait; read after done
 
-	mu  sync.Mutex // guards log
-	log bytes.Buffer
+	mu      sync.Mutex // guards what follows
+	log     bytes.Buffer
+	changed chan struct{} // closed at the next output; nil: nobody waits
 }
 
-// Start runs bin. Its output is kept; see Log.
+// Start runs bin, without the RELAYD_ variables of our own environment. Its output is kept; see Log.
 func Start(bin string, args ...string) (*Process, error) {
 	p := &Process{cmd: exec.Command(bin, args...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p, p
+	p.cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "RELAYD_") })
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // no orphan where the test itself is killed
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
@@ -67,7 +70,48 @@ func Start(bin string, args ...string) (*Process, error) {
 func (p *Process) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.changed != nil {
+		close(p.changed)
+		p.changed = nil
+	}
 	return p.log.Write(b)
+}
+
+// WaitLog returns once the output contains text n times. It fails when the process or ctx ends before that.
+func (p *Process) WaitLog(ctx context.Context, text string, n int) error {
+	for {
+		ended := false
+		select {
+		case <-p.done: // looked at before the output, which is whole then
+			ended = true
+		default:
+		}
+		p.mu.Lock()
+		found := bytes.Count(p.log.Bytes(), []byte(text))
+		if p.changed == nil {
+			p.changed = make(chan struct{})
+		}
+		changed := p.changed
+		p.mu.Unlock()
+		if found >= n {
+			return nil
+		}
+		if ended {
+			return fmt.Errorf("ended with %q in its output %d times, not %d", text, found, n)
+		}
+		select {
+		case <-changed:
+		case <-p.done:
+		case <-ctx.Done():
+			return fmt.Errorf("%q is in its output %d times, not %d: %w", text, found, n, ctx.Err())
+		}
+	}
+}
+
+// ExitCode waits for the process to end and returns its status, -1 for one that a signal ended.
+func (p *Process) ExitCode() int {
+	<-p.done
+	return p.cmd.ProcessState.ExitCode()
 }
 
 // Log returns the output so far.
@@ -207,6 +251,8 @@ type Message struct {
 	SHA256    string   `json:"sha256"`
 	RelaydID  string   `json:"relayd_id"`
 	MessageID string   `json:"message_id"`
+	Body      string   `json:"body"` // BODY= of MAIL
+	SMTPUTF8  bool     `json:"smtputf8"`
 }
 
 // Stats is what the sandbox counted.
@@ -257,6 +303,16 @@ func (s *Sandbox) Wait(ctx context.Context, after uint64, n int, timeout time.Du
 	return list, err
 }
 
+// Find returns the messages the query selects (sender, recipient, message_id …) once there are n of them; else it is an
+// error.
+func (s *Sandbox) Find(ctx context.Context, query url.Values, n int, timeout time.Duration) ([]Message, error) {
+	query.Set("wait", strconv.Itoa(n))
+	query.Set("timeout", timeout.String())
+	var list []Message
+	err := s.Get(ctx, "/sandbox/messages?"+query.Encode(), &list)
+	return list, err
+}
+
 // Raw returns a delivered message, octet for octet.
 func (s *Sandbox) Raw(ctx context.Context, seq uint64) (raw []byte, err error) {
 	err = s.Get(ctx, fmt.Sprintf("/sandbox/messages/%d/raw", seq), &raw)
@@ -265,7 +321,16 @@ func (s *Sandbox) Raw(ctx context.Context, seq uint64) (raw []byte, err error) {
 
 // Post calls the control API with a JSON body.
 func (s *Sandbox) Post(ctx context.Context, path, body string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.HTTP+path, bytes.NewReader([]byte(body)))
+	return s.call(ctx, http.MethodPost, path, body)
+}
+
+// Delete calls the control API.
+func (s *Sandbox) Delete(ctx context.Context, path string) error {
+	return s.call(ctx, http.MethodDelete, path, "")
+}
+
+func (s *Sandbox) call(ctx context.Context, method, path, body string) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+s.HTTP+path, strings.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -276,7 +341,7 @@ func (s *Sandbox) Post(ctx context.Context, path, body string) error {
 	defer resp.Body.Close()
 	if resp.StatusCode >= 300 {
 		data, _ := io.ReadAll(resp.Body)
-		return fmt.Errorf("POST %s: %s: %s", path, resp.Status, bytes.TrimSpace(data))
+		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, bytes.TrimSpace(data))
 	}
 	return nil
 }
@@ -341,6 +406,21 @@ func (r *Relay) Queued(ctx context.Context) (int, error) {
 		}
 	})
 	return total, err
+}
+
+// Page returns status and body of a path of the admin listener.
+func (r *Relay) Page(ctx context.Context, path string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.Admin+path, http.NoBody)
+	if err != nil {
+		return 0, "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(data), err
 }
 
 // Metric calls see for every sample of a metric.
