@@ -122,13 +122,13 @@ func TestLinesWithoutDots(t *testing.T) {
 // Bodies of nothing but CR or LF must not cost the square of the block.
 func TestLinesLinear(t *testing.T) {
 	for _, in := range []string{"\r", "\n", "a\r", "a\n", "\r\n"} {
-		src := bytes.Repeat([]byte(in), 1<<20/len(in))
+		src := bytes.Repeat([]byte(in), 3<<20/len(in))
 		start := time.Now()
-		if _, _, err := through(&Lines{Dots: true}, src, 1<<20, 1<<20); err != nil {
+		if _, _, err := through(&Lines{Dots: true}, src, 3<<20, 3<<20); err != nil {
 			t.Fatal(err)
 		}
 		if took := time.Since(start); took > 20*time.Second {
-			t.Errorf("1 MiB of %q took %v", in, took)
+			t.Errorf("3 MiB of %q took %v", in, took)
 		}
 	}
 }
