@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -60,8 +61,12 @@ func (d *daemon) intake(c *config.Config, i int) (smtpin.Settings, error) {
 		if err != nil {
 			return set, err
 		}
+		var networks []netip.Prefix // nil: anywhere; an empty list would be nowhere
+		if len(client.Networks) > 0 {
+			networks = config.Prefixes(client.Networks)
+		}
 		set.Clients = append(set.Clients, smtpin.Client{
-			Username: client.Username, PasswordHash: client.PasswordHash, Networks: config.Prefixes(client.Networks),
+			Username: client.Username, PasswordHash: client.PasswordHash, Networks: networks,
 			Senders: client.Senders, DefaultSender: fallback, MessagesPerMinute: client.MessagesPerMinute,
 		})
 	}
