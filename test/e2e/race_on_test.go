@@ -1,0 +1,6 @@
+//go:build race
+
+package e2e
+
+// race says whether the relay under test is built with the race detector: as the test itself is.
+const race = true
