@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,12 +30,25 @@ func (d *daemon) openListeners(reg prometheus.Registerer) error {
 		}
 		l, err := smtpin.New(smtpin.Options{Settings: set, Queue: d.queue, Metrics: metrics, Logger: d.log, Drain: drainTime})
 		if err != nil {
-			return err
+			return fmt.Errorf("listeners[%d].address: %w%s", i, err, socketHint(err))
 		}
 		d.parts.onStop("listener", l.Close)
 		d.listeners = append(d.listeners, l)
 	}
 	return nil
+}
+
+// socketHint is the way out of what keeps a socket from being opened, to stand behind the error; "" where none is known.
+func socketHint(err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "; another process has it: stop that one, or choose a free port"
+	case errors.Is(err, syscall.EACCES):
+		return "; ports below 1024 need root or CAP_NET_BIND_SERVICE: choose a higher one"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return "; this machine has no such address: choose one it has, or leave the host out"
+	}
+	return ""
 }
 
 // intake is what a configuration means to its i-th listener.

@@ -39,8 +39,27 @@ func newRootCommand() *cobra.Command {
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(newServeCommand(), newDemoCommand(), newSandboxCommand(), newConfigCommand(), newPasswordCommand(),
 		newVersionCommand(), newManCommand())
+	root.InitDefaultHelpCmd() // cobra would add these two later, behind the back of markUsage
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "completion":
+			cmd.Args, cmd.RunE = cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		case "help":
+			cmd.Args = knownTopic
+		}
+	}
 	markUsage(root)
 	return root
+}
+
+// knownTopic refuses help on what is no command; cobra would print the root's.
+func knownTopic(cmd *cobra.Command, args []string) error {
+	found, rest, err := cmd.Root().Find(args)
+	if err == nil && len(rest) > 0 {
+		err = fmt.Errorf("%s has no command %q", found.CommandPath(), rest[0])
+	}
+	return err
 }
 
 func orPeriod(hint string) string {
@@ -57,7 +76,11 @@ func markUsage(cmd *cobra.Command) {
 	})
 	if args := cmd.Args; args != nil {
 		cmd.Args = func(cmd *cobra.Command, given []string) error {
-			if err := args(cmd, given); err != nil {
+			err := args(cmd, given)
+			if err != nil && !cmd.HasSubCommands() && strings.HasPrefix(err.Error(), "unknown command") {
+				err = fmt.Errorf("%s takes no argument, not %q", cmd.CommandPath(), given[0]) // cobra's words fit a parent only
+			}
+			if err != nil {
 				return usagef("%w; see %s --help", err, cmd.CommandPath())
 			}
 			return nil

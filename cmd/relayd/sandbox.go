@@ -164,7 +164,7 @@ func (f *sandboxFlags) run(cmd *cobra.Command) error {
 	}
 	box, err := sandbox.New(opts)
 	if err != nil {
-		return fmt.Errorf("start the sandbox: %w", err)
+		return fmt.Errorf("start the sandbox: %w%s", err, socketHint(err))
 	}
 	ca, err := filepath.Abs(f.caFile)
 	if err == nil {
