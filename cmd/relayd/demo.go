@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,11 +60,7 @@ func demo(ctx context.Context, out io.Writer, smtpAddr string, once bool) (err e
 	defer func() { err = errors.Join(err, parts.stop()) }()
 	parts.start("sandbox", far.Run)
 
-	file, err := writeDemoConfig(dir, far, smtpAddr)
-	if err != nil {
-		return err
-	}
-	d, err := newDaemon(ctx, file)
+	d, err := newDemoDaemon(ctx, dir, far, smtpAddr)
 	if err != nil {
 		return err
 	}
@@ -93,14 +91,28 @@ func demo(ctx context.Context, out io.Writer, smtpAddr string, once bool) (err e
 	return err
 }
 
+// newDemoDaemon builds the relay on the ports the documentation names, or on any where those are taken. An address that
+// was asked for is the one, or none is.
+func newDemoDaemon(ctx context.Context, dir string, far *sandbox.Sandbox, asked string) (*daemon, error) {
+	build := func(smtpAddr, adminAddr string) (*daemon, error) {
+		file, err := writeDemoConfig(dir, far, cmp.Or(asked, smtpAddr), adminAddr)
+		if err != nil {
+			return nil, err
+		}
+		return newDaemon(ctx, file)
+	}
+	d, err := build(freeAddress("127.0.0.1:2525"), freeAddress("127.0.0.1:8080"))
+	if errors.Is(err, syscall.EADDRINUSE) { // since it was looked at
+		d, err = build("127.0.0.1:0", "127.0.0.1:0")
+	}
+	return d, err
+}
+
 // writeDemoConfig writes the six lines a relay needs, and where the sandbox is.
-func writeDemoConfig(dir string, far *sandbox.Sandbox, smtpAddr string) (string, error) {
+func writeDemoConfig(dir string, far *sandbox.Sandbox, smtpAddr, adminAddr string) (string, error) {
 	ca := filepath.Join(dir, "ca.pem")
 	if err := os.WriteFile(ca, far.CAPEM(), 0o600); err != nil {
 		return "", err
-	}
-	if smtpAddr == "" {
-		smtpAddr = freeAddress("127.0.0.1:2525")
 	}
 	t := far.Tenants()[0]
 	text := fmt.Sprintf(`hostname: relay.contoso.com
@@ -113,8 +125,7 @@ senders: [{match: "*@contoso.com", tenant: contoso}]
 queue: {min_free_bytes: 0}
 admin: {address: %q}
 log: {level: warn}
-`, filepath.Join(dir, "data"), smtpAddr, t.ID, t.Apps[0].ID, "file:"+filepath.Join(dir, "secret"), far.Authority(), far.SMTPAddr(), ca,
-		freeAddress("127.0.0.1:8080"))
+`, filepath.Join(dir, "data"), smtpAddr, t.ID, t.Apps[0].ID, "file:"+filepath.Join(dir, "secret"), far.Authority(), far.SMTPAddr(), ca, adminAddr)
 	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(t.Apps[0].Secret), 0o600); err != nil {
 		return "", err
 	}
