@@ -45,9 +45,10 @@ type Broker struct {
 	opts Options
 	lock *os.File
 
-	mu    sync.Mutex // guards what follows
-	srv   *server.Server
-	conns []*nats.Conn
+	mu     sync.Mutex // guards what follows
+	srv    *server.Server
+	conns  []*nats.Conn
+	closed bool
 }
 
 // Open locks the data directory and starts the server in it. It fails when another process holds the directory, when it
@@ -122,6 +123,10 @@ func (b *Broker) start(ctx context.Context) error {
 	select {
 	case <-started:
 	case <-time.After(readyTimeout):
+		go func() { // ends with the start, however late: a server left running would write to a directory that is no longer locked
+			<-started
+			srv.Shutdown()
+		}()
 		return fmt.Errorf("queue server was not ready within %v", readyTimeout)
 	}
 	fail := func(err error) error {
@@ -136,8 +141,14 @@ func (b *Broker) start(ctx context.Context) error {
 		return fail(err)
 	}
 	b.mu.Lock()
-	b.srv = srv
+	closed := b.closed
+	if !closed {
+		b.srv = srv
+	}
 	b.mu.Unlock()
+	if closed { // while this one started: the directory is no longer ours
+		return fail(errors.New("queue server was closed"))
+	}
 	return nil
 }
 
@@ -208,11 +219,21 @@ func (b *Broker) Connect(n int) ([]*nats.Conn, error) {
 // All connections handed out before are closed. After an error there is no server; call it again.
 func (b *Broker) Reopen(ctx context.Context) error {
 	b.stop()
+	b.mu.Lock()
+	closed := b.closed
+	b.mu.Unlock()
+	if closed {
+		return errors.New("queue server was closed")
+	}
 	return b.start(ctx)
 }
 
-// Close stops the server and gives the directory free. A clean stop makes the next start fast.
+// Close stops the server and gives the directory free. A clean stop makes the next start fast. A Reopen at the same time
+// fails, but must have returned before the directory is used again.
 func (b *Broker) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
 	b.stop()
 	return b.lock.Close()
 }

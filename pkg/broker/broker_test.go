@@ -170,3 +170,16 @@ func TestOpenCancelled(t *testing.T) {
 	}
 	open(t, dir) // the lock was given back
 }
+
+func TestReopenAfterClose(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, dir)
+	b.Close()
+	if err := b.Reopen(t.Context()); err == nil {
+		t.Error("a closed broker started a server in a directory it has no lock on")
+	}
+	if err := b.start(t.Context()); err == nil || b.srv != nil { // Close came while it was starting
+		t.Errorf("got %v, want the late server stopped", err)
+	}
+	open(t, dir)
+}
