@@ -34,6 +34,7 @@ func (r *rig) idle() {
 }
 
 func TestBodyErrorQueuesNothing(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	custom := errors.New("connection reset by the tests")
 	for _, offset := range []int{0, 1, inlineBytes - 1, inlineBytes, inlineBytes + 1, chunkBytes - 1, chunkBytes, chunkBytes + 1, 3*chunkBytes + 5} {
@@ -132,11 +133,12 @@ func TestCancelledPutQueuesNothing(t *testing.T) {
 // TestManyLargeBodiesShareLittleMemory: with a window of 8 chunks each they want far more than there is; none may wait
 // for memory while others wait for it.
 func TestManyLargeBodiesShareLittleMemory(t *testing.T) {
-	r := newRig(t, t.TempDir(), func(o *Options) { o.MemoryBytes = 4 * chunkBytes })
+	t.Parallel()
+	r := newRig(t, t.TempDir(), func(o *Options) { o.MemoryBytes = 3 * chunkBytes })
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			if err := r.q.Put(t.Context(), newEnvelope(alice), bytes.NewReader(text(6*chunkBytes))); err != nil {
+			if err := r.q.Put(t.Context(), newEnvelope(alice), bytes.NewReader(text(4*chunkBytes))); err != nil {
 				t.Errorf("put: %v", err)
 			}
 		})
@@ -144,7 +146,7 @@ func TestManyLargeBodiesShareLittleMemory(t *testing.T) {
 	wg.Wait()
 	for range 8 {
 		c := r.claim(alice)
-		if !bytes.Equal(r.body(c), text(6*chunkBytes)) {
+		if !bytes.Equal(r.body(c), text(4*chunkBytes)) {
 			t.Error("a body changed")
 		}
 		r.settle(c.Envelope, sent(c))

@@ -137,6 +137,7 @@ func (w *chunkWriter) reap(ctx context.Context) (err error) {
 	return err
 }
 
+// await does not end with ctx: a chunk that arrives after discard would stay.
 func (w *chunkWriter) await(ctx context.Context, ack jetstream.PubAckFuture) error {
 	timer := time.NewTimer(2 * opTimeout)
 	defer timer.Stop()
@@ -150,8 +151,6 @@ func (w *chunkWriter) await(ctx context.Context, ack jetstream.PubAckFuture) err
 		return errUnavailable(errors.New("server is being reopened"))
 	case <-timer.C:
 		return w.failed(ctx, context.DeadlineExceeded)
-	case <-ctx.Done():
-		return errUnavailable(ctx.Err())
 	}
 }
 

@@ -45,6 +45,7 @@ func wakeUp(t *testing.T, dir string, want map[envelope.ID]envelope.State) *rig 
 }
 
 func TestKillAfterEachAcknowledgement(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	want := map[envelope.ID]envelope.State{}
 	wakeUp(t, r.dir, want)
@@ -215,6 +216,7 @@ func TestKilledProcess(t *testing.T) {
 		child(dir)
 		return
 	}
+	t.Parallel()
 	dir := t.TempDir()
 	accepted, removed := map[string]bool{}, map[string]bool{}
 	for round := range 4 {

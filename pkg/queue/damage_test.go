@@ -125,6 +125,7 @@ func TestFlippedBit(t *testing.T) {
 
 // TestDamageAtTheEnd: nothing comes behind the unreadable record.
 func TestDamageAtTheEnd(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	env := newEnvelope(alice)
 	if err := r.q.Put(t.Context(), env, strings.NewReader("the only body")); err != nil {
@@ -255,6 +256,7 @@ func TestRecordOfAnotherLength(t *testing.T) {
 }
 
 func TestDamagedChunk(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		name   string
 		damage func(r *rig, at place)
@@ -307,6 +309,7 @@ func TestDamagedChunk(t *testing.T) {
 }
 
 func TestForeignRecords(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	js := r.jetstream()
 	for _, subject := range []string{

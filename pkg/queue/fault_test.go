@@ -83,6 +83,7 @@ func TestServerGone(t *testing.T) {
 }
 
 func TestReopenTriesUntilItWorks(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	env := r.put(alice, text(100))
 	reopen := r.q.opts.Reopen

@@ -59,13 +59,26 @@ func (q *Queue) Park(sender envelope.Address, reason string) {
 	q.index.laneFor(sender).parked = reason
 }
 
-// Get returns one message with its body, whatever its state. Errors: ErrNotFound, or a failure of the storage.
+// Get returns one message with its body, whatever its state. Errors: ErrNotFound, ErrBusy where it cannot be read because
+// it is being removed, [envelope.ErrCorrupt], or a failure of the storage.
 func (q *Queue) Get(ctx context.Context, id envelope.ID) (envelope.Claim, error) {
 	e := q.index.get(id)
 	if e == nil {
 		return envelope.Claim{}, ErrNotFound
 	}
-	return q.fetch(ctx, e)
+	claim, err := q.fetch(ctx, e)
+	if !errors.Is(err, envelope.ErrCorrupt) {
+		return claim, err
+	}
+	q.index.mu.Lock()
+	defer q.index.mu.Unlock()
+	switch { // not damaged, where its holder is removing it just now
+	case q.index.entries[e.id] != e:
+		err = ErrNotFound
+	case e.state == stateSending:
+		err = ErrBusy
+	}
+	return claim, err
 }
 
 // Hold keeps a waiting message back until Resume. Errors: ErrNotFound, ErrBusy, or a failure of the storage.

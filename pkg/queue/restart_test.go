@@ -141,6 +141,7 @@ func TestClaimTellsWhenTheNextIsDue(t *testing.T) {
 }
 
 func TestLargeBodySurvivesRestart(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	for _, size := range []int{inlineBytes - 1, inlineBytes, inlineBytes + 1, 2 * chunkBytes, 2*chunkBytes + 1} {
 		env := r.put(alice, text(size))
@@ -161,6 +162,7 @@ func TestLargeBodySurvivesRestart(t *testing.T) {
 
 // TestManyRecipients: JetStream takes no more than 64 KiB of headers, a message to 500 has more to say.
 func TestManyRecipients(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	for _, size := range []int{10, 3 * inlineBytes} {
 		env := newEnvelope(alice)
@@ -217,6 +219,7 @@ func TestEnvelopeBeyondAnyRecord(t *testing.T) {
 }
 
 func TestLayoutIsFixedAtFirstStart(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	if l := r.q.store.Load().layout; l != (layout{Version: 1, Streams: defaultStreams, Shards: defaultShards}) {
 		t.Fatalf("got layout %+v at the first start, want the defaults", l)
