@@ -155,8 +155,8 @@ func runDialogue(t *testing.T, script string) {
 			}
 			mail := mails[*index]
 			*index++
-			got, want := withoutTrace(t, mail), ""
-			if want = text; kind == "Q:" {
+			got, want := withoutTrace(t, mail), text
+			if kind == "Q:" {
 				want = unquote(t, text)
 			} else {
 				got = envelopeText(mail)

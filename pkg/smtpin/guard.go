@@ -111,7 +111,8 @@ func (g *guard) next() bool {
 	if g.sasl {
 		g.sasl = false
 		if isClean(line) {
-			g.feed = append(line, "\r\n"...)
+			line = append(line, '\r', '\n')
+			g.feed = line
 		} else {
 			g.feed = []byte("*\r\n") // go-smtp answers 501, as to a client that gives up
 		}

@@ -69,7 +69,7 @@ func parseRcpt(line string, utf8 bool) (r envelope.Recipient, err error) {
 		return r, refuse(reasonSyntax, 501, status.Enhanced{5, 1, 3}, "a recipient cannot be <>")
 	}
 	for key, value := range params {
-		ok := true
+		var ok bool
 		switch key {
 		case "NOTIFY":
 			r.Notify = strings.ToUpper(value)

@@ -134,7 +134,7 @@ func (s *session) choose(env *envelope.Envelope, h *message.Header) error {
 	}
 	sender, keep, err := s.set.Policy.Choose(env.ReversePath, wanted)
 	if err != nil {
-		return because(reasonSender, err)
+		return bySender(err)
 	}
 	env.Sender = sender
 	switch {

@@ -43,12 +43,12 @@ func refuse(why reason, code int, enhanced status.Enhanced, format string, args 
 	return &refusal{why, status.New(code, enhanced, format, args...)}
 }
 
-// because gives a foreign error its reason. because(nil) is nil.
-func because(why reason, err error) error {
+// bySender makes err, of the policy, a refusal of the sender. bySender(nil) is nil.
+func bySender(err error) error {
 	if err == nil {
 		return nil
 	}
-	return &refusal{why, status.From(err)}
+	return &refusal{reasonSender, status.From(err)}
 }
 
 // whyOf returns the reason of err; what gave none came from behind us.

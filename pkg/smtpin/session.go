@@ -82,7 +82,7 @@ func (s *session) judgeMail(m *mail) error {
 				return err
 			}
 		}
-		if err := because(reasonSender, s.set.Policy.Known(m.path)); err != nil {
+		if err := bySender(s.set.Policy.Known(m.path)); err != nil {
 			return err
 		}
 	}

@@ -168,7 +168,7 @@ func (s *Server) accept(ctx, sessions context.Context) error {
 			s.admit(sessions, raw)
 			continue
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // the socket was closed on purpose
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept SMTP connections: %w", err)
 		}

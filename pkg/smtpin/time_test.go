@@ -99,7 +99,7 @@ func TestDrippedCommand(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			for c.say("N") {
-				time.Sleep(time.Minute)
+				advance(time.Minute)
 			}
 		})
 		c.want("421 4.4.2 timeout")
@@ -180,7 +180,7 @@ func TestMinimumRate(t *testing.T) {
 	header := "From: a@contoso.com\r\n\r\n"
 	drip := func(c *talk, octets int, every time.Duration, n int) {
 		for range n {
-			time.Sleep(every)
+			advance(every)
 			if !c.say(strings.Repeat("x", octets-2) + "\r\n") {
 				return
 			}
@@ -219,7 +219,7 @@ func TestMinimumRate(t *testing.T) {
 			q.gate = make(chan struct{}) // of this bubble
 			c.toData()
 			c.say(header)
-			time.Sleep(time.Hour)
+			advance(time.Hour)
 			close(q.gate)
 			c.say("x\r\n.\r\n")
 			c.want("250 2.0.0 Ok: queued")
@@ -292,7 +292,7 @@ func TestPenalties(t *testing.T) {
 		for range 5 {
 			p.add(a)
 		}
-		time.Sleep(penaltyMemory + time.Second)
+		advance(penaltyMemory + time.Second)
 		if p.delay(a) != 0 {
 			t.Error("not forgotten")
 		}
@@ -314,7 +314,7 @@ func TestPenaltiesAreBounded(t *testing.T) {
 		if len(p.failed) != maxPenalties {
 			t.Errorf("%d addresses are remembered, want %d", len(p.failed), maxPenalties)
 		}
-		time.Sleep(penaltyMemory + time.Second)
+		advance(penaltyMemory + time.Second)
 		p.add(next.Next())
 		if len(p.failed) != 1 {
 			t.Errorf("expired ones were kept: %d", len(p.failed))
@@ -421,7 +421,7 @@ func TestCertificateReload(t *testing.T) {
 		if got := name(); got != "one.example" {
 			t.Errorf("read again at once: %s", got)
 		}
-		time.Sleep(certificateCheck)
+		advance(certificateCheck)
 		if got := name(); got != "two.example" {
 			t.Errorf("not read again: %s", got)
 		}
@@ -429,7 +429,7 @@ func TestCertificateReload(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 3 {
-			time.Sleep(certificateCheck)
+			advance(certificateCheck)
 			if got := name(); got != "two.example" {
 				t.Errorf("a broken pair replaced a good one: %s", got)
 			}
@@ -438,9 +438,12 @@ func TestCertificateReload(t *testing.T) {
 			t.Errorf("a broken pair was reported %d times, want once", n)
 		}
 		writePair(t, dir, "three.example")
-		time.Sleep(certificateCheck)
+		advance(certificateCheck)
 		if got := name(); got != "three.example" {
 			t.Errorf("got %s", got)
 		}
 	})
 }
+
+// advance lets fake time pass, in a synctest bubble.
+func advance(d time.Duration) { <-time.After(d) }

@@ -41,14 +41,14 @@ func TestReply(t *testing.T) {
 }
 
 func TestWhyOf(t *testing.T) {
-	if got := whyOf(fmt.Errorf("x: %w", because(reasonSender, errors.New("y")))); got != reasonSender {
+	if got := whyOf(fmt.Errorf("x: %w", bySender(errors.New("y")))); got != reasonSender {
 		t.Errorf("got %s", got)
 	}
 	if got := whyOf(errors.New("x")); got != reasonQueue {
 		t.Errorf("a foreign error: got %s", got)
 	}
-	if because(reasonSender, nil) != nil {
-		t.Error("because(nil) is an error")
+	if bySender(nil) != nil {
+		t.Error("bySender(nil) is an error")
 	}
 }
 
