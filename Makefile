@@ -48,6 +48,9 @@ generate: ## rewrite generated files (the configuration's JSON Schema)
 generate-check:
 	@$(GO) run ./cmd/relayd config schema | diff -u docs/relayd.schema.json - || { echo "generated files are stale: make generate"; exit 1; }
 
+bench: ## relayd and Postfix side by side (root, Debian package postfix)
+	$(GO) run ./test/bench $(BENCH_FLAGS)
+
 clean: ## remove what was built
 	rm -rf bin dist
 
@@ -56,3 +59,10 @@ chaos: ## kill -9 a relay under load every 2 s for 5 minutes and print the ledge
 
 hotsender: ## what a sender with 90% of all mail costs the others, side by side
 	$(GO) run ./test/hotsender $(HOTSENDER_FLAGS)
+
+FUZZTIME ?= 60s
+fuzz: ## every fuzz target, FUZZTIME each
+	@set -e; $(GO) list ./... | while read -r pkg; do \
+	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "== $$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg </dev/null; \
+	  done; done
