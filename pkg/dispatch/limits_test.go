@@ -35,7 +35,9 @@ func most(arrivals []arrival, length time.Duration) (most int) {
 }
 
 // some returns a part of d, by chance.
-func some(random *rand.Rand, d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) }
+func some(random *rand.Rand, d time.Duration) time.Duration {
+	return time.Duration(random.Int64N(int64(d)))
+}
 
 func TestMost(t *testing.T) {
 	at := func(s, n int) arrival { return arrival{time.Unix(int64(s), 0), n} }
@@ -301,7 +303,7 @@ func TestPaceWindows(t *testing.T) {
 				arrivals = append(arrivals, arrival{now, 1})
 			}
 			if random.IntN(limit*2) == 0 {
-				now = now.Add(some(random, 2 * time.Minute)) // no demand for a while
+				now = now.Add(some(random, 2*time.Minute)) // no demand for a while
 			}
 		}
 		if got := most(arrivals, time.Minute); got > limit {

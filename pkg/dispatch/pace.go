@@ -24,9 +24,11 @@ func (p *pace) burst() float64 { return max(1, float64(p.limit)/10) }
 func (p *pace) refill(now time.Time) {
 	if p.last.IsZero() {
 		p.tokens = p.burst()
-	} else if d := now.Sub(p.last); d > 0 {
-		p.tokens = min(p.burst(), p.tokens+d.Minutes()*float64(p.limit))
 	}
+	if d := now.Sub(p.last); d > 0 && !p.last.IsZero() {
+		p.tokens += d.Minutes() * float64(p.limit)
+	}
+	p.tokens = min(p.burst(), p.tokens) // which a reload may have lowered
 	p.last = now
 	old := 0
 	for old < len(p.ended) && now.Sub(p.ended[old]) >= window {

@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -14,16 +15,54 @@ import (
 	"relayd/pkg/status"
 )
 
-// bubbled hides a *testing.T's deadline from rapid: it may not be asked for inside a bubble.
-type bubbled struct{ *testing.T }
+// step is one thing that happens to a world. Each uses the fields it needs.
+type step struct {
+	kind   string
+	sender envelope.Address
+	n      int             // how many, or which
+	due    []time.Duration // of the messages put
+	action status.Action
+	flag   bool
+	wait   time.Duration
+	route  envelope.Route
+}
+
+// steps draws the fields of all, so that a failing sequence stays the same while others are tried without parts of it.
+var steps = rapid.Custom(func(t *rapid.T) step {
+	return step{
+		kind: rapid.SampledFrom([]string{
+			"put", "put", "end", "end", "accept", "accept", "wait", "wait", "reroute", "unroute", "reload", "rumour", "break",
+		}).Draw(t, "kind"),
+		sender: sender(rapid.IntRange(0, 7).Draw(t, "sender")),
+		n:      rapid.IntRange(1, 60).Draw(t, "n"),
+		due:    rapid.SliceOfN(rapid.SampledFrom([]time.Duration{0, 0, time.Second, 90 * time.Second}), 1, 4).Draw(t, "due"),
+		action: rapid.SampledFrom([]status.Action{
+			status.Retry, status.Fail, status.BackOffSender, status.BackOffTenant, status.ParkSender, status.ParkTenant, status.Uncertain,
+		}).Draw(t, "action"),
+		flag: rapid.Bool().Draw(t, "flag"),
+		wait: rapid.SampledFrom([]time.Duration{
+			time.Millisecond, 500 * time.Millisecond, 2 * time.Second, 61 * time.Second, 17 * time.Minute, 25 * time.Hour,
+		}).Draw(t, "wait"),
+		route: envelope.Route{
+			Tenant:            rapid.SampledFrom([]string{"contoso", "fabrikam"}).Draw(t, "tenant"),
+			Login:             rapid.SampledFrom([]envelope.Address{"", "relay@contoso.com"}).Draw(t, "login"),
+			Connections:       rapid.IntRange(1, 3).Draw(t, "connections"),
+			MessagesPerMinute: rapid.SampledFrom([]int{0, 1, 30}).Draw(t, "per minute"),
+			RecipientsPerDay:  rapid.SampledFrom([]int{0, 5}).Draw(t, "per day"),
+		},
+	}
+})
 
 // world is a dispatcher whose every attempt waits for the property to answer it.
 type world struct {
 	*rig
-	t       *rapid.T
-	flight  []*flying
-	senders []envelope.Address
+	flight []*flying // guarded by exchange.mu
 }
+
+// broken is what fatalf panics with: the bubble's test may not be failed, since rapid tries again with less.
+type broken string
+
+func (w *world) fatalf(format string, args ...any) { panic(broken(fmt.Sprintf(format, args...))) }
 
 // flying is an attempt under way.
 type flying struct {
@@ -31,8 +70,8 @@ type flying struct {
 	verd chan status.Outcome
 }
 
-func newWorld(t *rapid.T, tb testing.TB) *world {
-	w := &world{rig: newRig(tb, func(o *Options) { o.Workers = 40; o.DrainTimeout = time.Second }), t: t}
+func newWorld(tb testing.TB) *world {
+	w := &world{rig: newRig(tb, func(o *Options) { o.Workers = 40; o.DrainTimeout = time.Second })}
 	w.exchange.answer = func(ctx context.Context, try *try) status.Outcome {
 		f := &flying{try, make(chan status.Outcome)}
 		w.exchange.mu.Lock()
@@ -45,23 +84,7 @@ func newWorld(t *rapid.T, tb testing.TB) *world {
 			return refuse(try, status.Retry, "cut off")
 		}
 	}
-	for i := range 8 {
-		w.senders = append(w.senders, sender(i))
-		w.route(sender(i))
-	}
 	return w
-}
-
-// route draws a way for a sender: of its own or of a shared mailbox, in one of two tenants.
-func (w *world) route(s envelope.Address) {
-	route := envelope.Route{
-		Tenant:            rapid.SampledFrom([]string{"contoso", "fabrikam"}).Draw(w.t, "tenant"),
-		Login:             rapid.SampledFrom([]envelope.Address{"", "relay@contoso.com"}).Draw(w.t, "login"),
-		Connections:       rapid.IntRange(1, 3).Draw(w.t, "connections"),
-		MessagesPerMinute: rapid.SampledFrom([]int{0, 1, 30}).Draw(w.t, "per minute"),
-		RecipientsPerDay:  rapid.SampledFrom([]int{0, 5}).Draw(w.t, "per day"),
-	}
-	w.router.set(s, route)
 }
 
 // finish answers the attempt with the given index.
@@ -98,14 +121,14 @@ func (w *world) check() {
 	}
 	for i, m := range d.waiting {
 		if m.at != i || !known[m] {
-			w.t.Fatalf("place %d of the waiting is held by one that thinks it is at %d, known=%v", i, m.at, known[m])
+			w.fatalf("place %d of the waiting is held by one that thinks it is at %d, known=%v", i, m.at, known[m])
 		}
 		if i > 0 && m.wake.Before(d.waiting[(i-1)/2].wake) {
-			w.t.Fatalf("the waiting are out of order at %d", i)
+			w.fatalf("the waiting are out of order at %d", i)
 		}
 	}
 	if n := w.flying(); n != active {
-		w.t.Fatalf("%d attempts under way, %d connections taken", n, active)
+		w.fatalf("%d attempts under way, %d connections taken", n, active)
 	}
 	w.queue.mu.Lock()
 	defer w.queue.mu.Unlock()
@@ -115,50 +138,120 @@ func (w *world) check() {
 		}
 		// No wake-up is lost: the dispatcher knows of waiting mail no later than it is due.
 		if mine := d.lanes[key]; mine == nil || mine.due.IsZero() || mine.due.After(l.heap[0].due) {
-			w.t.Fatalf("%s has mail due %v that the dispatcher does not know of: %+v", key, l.heap[0].due.Sub(now), mine)
+			w.fatalf("%s has mail due %v that the dispatcher does not know of: %+v", key, l.heap[0].due.Sub(now), mine)
 		} else if mine.mailbox != nil && mine.pos < 0 {
-			w.t.Fatalf("%s has a mailbox and mail and stands in no heap", key)
+			w.fatalf("%s has a mailbox and mail and stands in no heap", key)
 		} else if mine.shown != l.parked {
-			w.t.Fatalf("%s is shown as %q, thought to be shown as %q", key, l.parked, mine.shown)
+			w.fatalf("%s is shown as %q, thought to be shown as %q", key, l.parked, mine.shown)
 		} else if mine.mailbox != nil && mine.shown != mine.mailbox.parkedFor() {
-			w.t.Fatalf("%s is parked for %q and shown as %q", key, mine.mailbox.parkedFor(), mine.shown)
+			w.fatalf("%s is parked for %q and shown as %q", key, mine.mailbox.parkedFor(), mine.shown)
 		}
 	}
 	for _, wrong := range w.queue.wrong {
-		w.t.Fatal(wrong)
+		w.fatalf("%s", wrong)
 	}
 }
 
 // mailbox checks one: with work, a free connection and open gates it is ready, or waits for the right time.
 func (w *world) mailbox(key string, m *mailbox, ready int, now time.Time) {
 	at, ok := m.next(now)
+	m.pace.refill(now)
 	switch {
 	case m.ready && ready != 1, !m.ready && ready != 0:
-		w.t.Fatalf("%s: ready=%v, and %d times in the queue", key, m.ready, ready)
+		w.fatalf("%s: ready=%v, and %d times in the queue", key, m.ready, ready)
 	case m.ready && w.flying() < w.d.opts.Workers:
-		w.t.Fatalf("%s: ready, workers free, and nobody takes it", key)
-	case !m.ready && ok && !at.After(now):
-		w.t.Fatalf("%s: may send now and does not stand in the queue", key)
+		w.fatalf("%s: ready, workers free, and nobody takes it", key)
 	case !m.ready && ok && m.at < 0:
-		w.t.Fatalf("%s: may send in %v and does not wait for it", key, at.Sub(now))
-	case !m.ready && ok && m.wake.After(at.Add(time.Millisecond)):
-		w.t.Fatalf("%s: may send in %v and sleeps %v", key, at.Sub(now), m.wake.Sub(now))
-	case m.day.reserved < 0 || m.active < 0 || m.pace.tokens > m.pace.burst()+1e-9:
-		w.t.Fatalf("%s: %d reserved, %d active, %v tokens", key, m.day.reserved, m.active, m.pace.tokens)
+		w.fatalf("%s: may send in %v and stands nowhere", key, at.Sub(now))
+	case !m.ready && ok && m.wake.Sub(now) > max(0, at.Sub(now))+time.Millisecond: // the pace rounds up
+		w.fatalf("%s: may send in %v and sleeps %v", key, at.Sub(now), m.wake.Sub(now))
+	case m.day.reserved < 0 || m.active < 0 || m.pace.tokens > m.pace.burst():
+		w.fatalf("%s: %d reserved, %d active, %v tokens", key, m.day.reserved, m.active, m.pace.tokens)
 	case m.active == 0 && (m.day.reserved != 0 || m.gate.probe != nil):
-		w.t.Fatalf("%s: nothing under way, yet %d reserved, probe %v", key, m.day.reserved, m.gate.probe)
+		w.fatalf("%s: nothing under way, yet %d reserved, probe %v", key, m.day.reserved, m.gate.probe)
 	}
 	for i, l := range m.lanes {
 		if l.pos != i || l.mailbox != m || l.due.IsZero() || i > 0 && m.lanes.Less(i, (i-1)/2) {
-			w.t.Fatalf("%s: lane %d is out of order: %+v", key, i, l)
+			w.fatalf("%s: lane %d is out of order: %+v", key, i, l)
 		}
 	}
 }
 
+// take makes one step.
+func (w *world) take(s step) {
+	switch s.kind {
+	case "put":
+		for _, due := range s.due {
+			w.queue.put(s.sender, 1+s.n%3, due)
+		}
+	case "end", "accept":
+		n := w.flying()
+		if n == 0 {
+			return
+		}
+		w.finish(s.n%n, func(try *try) status.Outcome {
+			if s.kind == "accept" {
+				return accept(try)
+			}
+			out := refuse(try, s.action, s.action.String())
+			if s.flag {
+				out.Errs[0] = nil
+			}
+			return out
+		})
+	case "wait":
+		after(s.wait)
+	case "reroute":
+		w.router.set(s.sender, s.route)
+	case "unroute":
+		w.router.remove(s.sender)
+	case "reload":
+		w.d.Reload(nil, 0)
+	case "rumour":
+		w.d.notify(s.sender, time.Now())
+	case "break":
+		w.queue.mu.Lock()
+		w.queue.broken = nil
+		if s.flag {
+			w.queue.broken = errors.New("storage is away")
+		}
+		w.queue.mu.Unlock()
+	}
+}
+
+// live makes all steps, checks behind each, and sees that with everything cured all mail goes out in the end.
+func (w *world) live(sequence []step) {
+	for i := range 8 {
+		w.router.set(sender(i), sequence[i%len(sequence)].route)
+	}
+	w.check()
+	for _, s := range sequence {
+		w.take(s)
+		w.check()
+	}
+	w.take(step{kind: "break"})
+	for i := range 8 {
+		w.router.set(sender(i), envelope.Route{Tenant: "contoso", Connections: 2})
+	}
+	w.d.Reload(nil, 0)
+	for range 2000 {
+		for w.check(); w.flying() > 0; w.check() {
+			w.finish(0, accept)
+		}
+		if w.settled() == len(w.queue.order) {
+			return
+		}
+		after(time.Minute)
+	}
+	w.fatalf("%d of %d messages came to an end", w.settled(), len(w.queue.order))
+}
+
 func TestNoWakeUpIsLost(t *testing.T) {
-	synctest.Test(t, func(st *testing.T) {
-		rapid.Check(bubbled{st}, func(t *rapid.T) {
-			w := newWorld(t, st)
+	rapid.Check(t, func(rt *rapid.T) {
+		sequence := rapid.SliceOfN(steps, 1, 60).Draw(rt, "steps")
+		var fault any
+		synctest.Test(t, func(st *testing.T) {
+			w := newWorld(st)
 			ctx, cancel := context.WithCancel(context.Background())
 			ended := make(chan struct{})
 			go func() {
@@ -166,86 +259,18 @@ func TestNoWakeUpIsLost(t *testing.T) {
 				_ = w.d.Run(ctx) // is always nil
 			}()
 			defer func() {
+				if fault = recover(); fault != nil {
+					if _, ok := fault.(broken); !ok {
+						panic(fault)
+					}
+				}
 				cancel()
 				<-ended
 			}()
-			w.check()
-			actions := map[string]func(*rapid.T){
-				"put": func(t *rapid.T) {
-					s := rapid.SampledFrom(w.senders).Draw(t, "sender")
-					for range rapid.IntRange(1, 4).Draw(t, "messages") {
-						w.queue.put(s, rapid.IntRange(1, 3).Draw(t, "recipients"), time.Duration(rapid.IntRange(0, 90).Draw(t, "due"))*time.Second)
-					}
-				},
-				"end": func(t *rapid.T) {
-					n := w.flying()
-					if n == 0 {
-						t.Skip("nothing under way")
-					}
-					action := rapid.SampledFrom([]status.Action{
-						status.Retry, status.Fail, status.BackOffSender, status.BackOffTenant, status.ParkSender, status.ParkTenant, status.Uncertain,
-					}).Draw(t, "action")
-					mixed := rapid.Bool().Draw(t, "mixed")
-					w.finish(rapid.IntRange(0, n-1).Draw(t, "attempt"), func(try *try) status.Outcome {
-						out := refuse(try, action, string(action.String()))
-						if mixed {
-							out.Errs[0] = nil
-						}
-						return out
-					})
-				},
-				"accept": func(t *rapid.T) {
-					n := w.flying()
-					if n == 0 {
-						t.Skip("nothing under way")
-					}
-					w.finish(rapid.IntRange(0, n-1).Draw(t, "attempt"), accept)
-				},
-				"wait": func(t *rapid.T) {
-					after(time.Duration(rapid.SampledFrom([]int{1, 500, 2000, 61_000, 1_000_000, 90_000_000}).Draw(t, "ms")) * time.Millisecond)
-				},
-				"reroute": func(t *rapid.T) {
-					w.t = t
-					w.route(rapid.SampledFrom(w.senders).Draw(t, "sender"))
-				},
-				"unroute": func(t *rapid.T) { w.router.remove(rapid.SampledFrom(w.senders).Draw(t, "sender")) },
-				"reload":  func(*rapid.T) { w.d.Reload(nil, 0) },
-				"rumour":  func(t *rapid.T) { w.d.notify(rapid.SampledFrom(w.senders).Draw(t, "sender"), time.Now()) },
-				"break": func(t *rapid.T) {
-					w.queue.mu.Lock()
-					defer w.queue.mu.Unlock()
-					w.queue.broken = nil
-					if rapid.Bool().Draw(t, "broken") {
-						w.queue.broken = fmt.Errorf("storage is away")
-					}
-				},
-				"": func(t *rapid.T) {
-					w.t = t
-					w.check()
-				},
-			}
-			t.Repeat(actions)
-
-			// And in the end, with everything cured, all mail goes out.
-			w.queue.mu.Lock()
-			w.queue.broken = nil
-			w.queue.mu.Unlock()
-			for _, s := range w.senders {
-				w.router.set(s, envelope.Route{Tenant: "contoso", Connections: 2})
-			}
-			w.d.Reload(nil, 0)
-			for range 4000 {
-				w.check()
-				for w.flying() > 0 {
-					w.finish(0, accept)
-					synctest.Wait()
-				}
-				if w.settled() == len(w.queue.order) {
-					return
-				}
-				after(30 * time.Second)
-			}
-			t.Fatalf("%d of %d messages came to an end", w.settled(), len(w.queue.order))
+			w.live(sequence)
 		})
+		if fault != nil {
+			rt.Fatal(fault)
+		}
 	})
 }
