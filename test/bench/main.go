@@ -1,9 +1,8 @@
 // Command bench measures relayd and Debian's Postfix side by side, in one run: smtp-source sends the same messages to
 // each, a simulated Exchange Online or smtp-sink takes them, rounds alternate and medians are printed.
 //
-//	relayd           → simulated Exchange Online, TLS and XOAUTH2
-//	Postfix XOAUTH2  → the same, with TLS connection reuse (needs libsasl2-modules-kdexoauth2)
-//	Postfix plain    → smtp-sink, neither TLS nor AUTH: its best case
+//	relayd   → simulated Exchange Online, TLS and XOAUTH2
+//	Postfix  → smtp-sink, neither TLS nor AUTH: its best case
 //
 // Needs root and the Debian package postfix.
 package main
@@ -85,8 +84,7 @@ func run() (err error) {
 	}
 	contenders := []contender{
 		{"relayd", func(ctx context.Context, dir string) (*running, error) { return o.startRelayd(ctx, bin, dir) }},
-		{"Postfix XOAUTH2", func(ctx context.Context, dir string) (*running, error) { return o.startPostfix(ctx, bin, dir, true) }},
-		{"Postfix plain", func(ctx context.Context, dir string) (*running, error) { return o.startPostfix(ctx, bin, dir, false) }},
+		{"Postfix", o.startPostfix},
 	}
 	results := map[string][]figures{}
 	for round := range o.rounds {

@@ -17,7 +17,7 @@ func watchMemory(pid int) func() int64 {
 	var done sync.WaitGroup
 	var peak int64
 	done.Go(func() {
-		tick := time.NewTicker(50 * time.Millisecond)
+		tick := time.NewTicker(500 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			total := int64(0)

@@ -4,12 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,16 +46,6 @@ smtpd_tls_security_level = none
 default_destination_concurrency_limit = %[4]d
 initial_destination_concurrency = %[4]d
 smtp_connection_cache_on_demand = yes
-smtp_host_lookup = native
-`
-
-const authCF = `smtp_tls_security_level = encrypt
-smtp_tls_CAfile = %[1]s
-smtp_tls_connection_reuse = yes
-smtp_sasl_auth_enable = yes
-smtp_sasl_password_maps = texthash:%[2]s
-smtp_sasl_mechanism_filter = xoauth2
-smtp_sasl_security_options = noanonymous
 `
 
 const masterCF = `%s inet n - n - - smtpd
@@ -85,19 +72,13 @@ showq unix n - n - - showq
 verify unix - - n - 1 verify
 `
 
-// startPostfix runs an instance of its own below dir, relaying to the sandbox by TLS and XOAUTH2, or to smtp-sink.
-func (o *options) startPostfix(ctx context.Context, bin, dir string, auth bool) (*running, error) {
+// startPostfix runs an instance of its own below dir, relaying to smtp-sink.
+func (o *options) startPostfix(ctx context.Context, dir string) (*running, error) {
 	listen, err := rig.FreeAddress()
 	if err != nil {
 		return nil, err
 	}
-	var s sink
-	extra := ""
-	if auth {
-		s, extra, err = sandboxSink(ctx, bin, dir)
-	} else {
-		s, err = plainSink(ctx)
-	}
+	s, err := plainSink(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +90,7 @@ func (o *options) startPostfix(ctx context.Context, bin, dir string, auth bool) 
 		}
 	}
 	err = errors.Join(
-		os.WriteFile(filepath.Join(conf, "main.cf"), []byte(fmt.Sprintf(mainCF, dir, host, port, o.connections)+extra), 0o644),
+		os.WriteFile(filepath.Join(conf, "main.cf"), fmt.Appendf(nil, mainCF, dir, host, port, o.connections), 0o644),
 		os.WriteFile(filepath.Join(conf, "master.cf"), fmt.Appendf(nil, masterCF, listen), 0o644),
 		exec.CommandContext(ctx, "chown", "postfix", filepath.Join(dir, "lib")).Run(),
 	)
@@ -161,49 +142,6 @@ type sink struct {
 	addr    string
 	arrived func(ctx context.Context) (int, error)
 	stop    func()
-}
-
-// sandboxSink runs a sandbox and returns the lines that make Postfix authenticate to it.
-func sandboxSink(ctx context.Context, bin, dir string) (sink, string, error) {
-	far, err := startSink(ctx, bin, dir)
-	if err != nil {
-		return sink{}, "", err
-	}
-	token, err := fetchToken(ctx, far)
-	if err != nil {
-		far.Kill()
-		return sink{}, "", err
-	}
-	_, port, _ := strings.Cut(far.SMTP, ":")
-	passwords := filepath.Join(dir, "passwords")
-	err = errors.Join(os.WriteFile(passwords, fmt.Appendf(nil, "[127.0.0.1]:%s app@contoso.com:%s\n", port, token), 0o644), os.Chmod(far.CA, 0o644))
-	return sink{far.SMTP, arrivedAt(far), far.Kill}, fmt.Sprintf(authCF, far.CA, passwords), err
-}
-
-func fetchToken(ctx context.Context, far *rig.Sandbox) (string, error) {
-	form := url.Values{"grant_type": {"client_credentials"}, "client_id": {rig.ClientID}, "client_secret": {rig.Secret},
-		"scope": {"https://outlook.office365.com/.default"}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+far.HTTP+"/"+rig.TenantID+"/oauth2/v2.0/token", strings.NewReader(form.Encode()))
-	if err != nil {
-		return "", err
-	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	var answer struct {
-		Token string `json:"access_token"`
-		Error string `json:"error_description"`
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-		return "", err
-	}
-	if answer.Token == "" {
-		return "", errors.New(answer.Error)
-	}
-	return answer.Token, nil
 }
 
 // plainSink runs smtp-sink, which prints a running count.
