@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net"
 	"strings"
@@ -30,6 +31,8 @@ func pass(t *testing.T, target string, serve func(client, server net.Conn)) (add
 					return // the client sees its connection end
 				}
 				defer server.Close()
+				// The end of the test is the end of sessions the relay would keep.
+				defer context.AfterFunc(t.Context(), func() { client.Close(); server.Close() })()
 				serve(client, server)
 			})
 		}

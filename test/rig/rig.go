@@ -261,6 +261,7 @@ type Stats struct {
 	Recipients     int64 `json:"recipients"`
 	Bytes          int64 `json:"bytes"`
 	AuthOK         int64 `json:"auth_ok"`
+	AuthFailed     int64 `json:"auth_failed"`
 	Tokens         int64 `json:"tokens"`
 	DuplicateCount int64 `json:"duplicate_count"`
 	Mailboxes      map[string]struct {
