@@ -218,6 +218,9 @@ func TestRecordsThatAreNotSent(t *testing.T) {
 		if err := errors.Join(r.q.Resume(t.Context(), ids[i]), r.q.Hold(t.Context(), ids[i], "")); err == nil {
 			t.Errorf("%s: resumed or held anew, which writes over what should be examined", row.name)
 		}
+		if got := r.state(ids[i]); got != envelope.Held {
+			t.Errorf("%s: is %q after a hold and a resume that failed, want held", row.name, got)
+		}
 		e := r.q.index.get(ids[i])
 		s, err := r.jetstream().StreamNameBySubject(t.Context(), e.place().subject(row.kind))
 		if err != nil {

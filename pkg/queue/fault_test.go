@@ -310,3 +310,57 @@ func TestCollectDoesNotBlockTheCure(t *testing.T) {
 	r.q.collect(t.Context(), time.Now().Add(time.Second))
 	r.idle()
 }
+
+func TestFaultOfAnOldServer(t *testing.T) {
+	r := newRig(t, t.TempDir(), nil)
+	old := r.q.store.Load()
+	r.q.fault(old, "put", errors.New("no answer"))
+	if len(r.q.broken) != 1 {
+		t.Error("a fault of the server at hand asks for no reopening")
+	}
+	r.q.reopen(t.Context())
+	r.q.fault(old, "put", errors.New("connection closed"))
+	if len(r.q.broken) != 0 || count(t, r.q.metrics.faults) != 1 {
+		t.Error("what fails on a server that is gone has the next one reopened, and so on for ever")
+	}
+}
+
+// TestCommitAgainstReopening: a message whose body is complete when the server goes is either in the index and answered
+// 250, or neither.
+func TestCommitAgainstReopening(t *testing.T) {
+	r := newRig(t, t.TempDir(), nil)
+	r.q.commits.Lock() // as the reopening does, at its turn
+	read, done := make(chan struct{}), make(chan error)
+	end := readerFunc(func([]byte) (int, error) { close(read); return 0, io.EOF })
+	go func() { done <- r.q.Put(t.Context(), newEnvelope(alice), end) }()
+	<-read
+	select {
+	case err := <-done:
+		t.Fatalf("put went on with %v while the index is being compared", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	st := r.q.store.Swap(nil)
+	r.q.commits.Unlock()
+	if err := <-done; code(err) != 451 {
+		t.Errorf("got %v, want 451", err)
+	}
+	r.q.store.Store(st)
+	r.idle()
+}
+
+// TestLostRecord: the disk no longer holds what the index knows.
+func TestLostRecord(t *testing.T) {
+	r := newRig(t, t.TempDir(), nil)
+	env, kept := r.put(alice, text(10)), r.put(alice, text(10))
+	e := r.q.index.get(env.ID)
+	if err := r.q.store.Load().remove(t.Context(), e.stream, e.mail); err != nil {
+		t.Fatal(err)
+	}
+	r.q.reopen(t.Context())
+	if n := count(t, r.q.metrics.lost); n != 1 {
+		t.Errorf("relayd_queue_lost_total is %v, want 1", n)
+	}
+	if c := r.claim(alice); c == nil || c.Envelope.ID != kept.ID || r.claim(alice) != nil {
+		t.Error("want the other message offered, and nothing else")
+	}
+}
