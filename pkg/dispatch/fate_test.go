@@ -90,6 +90,8 @@ func TestJudge(t *testing.T) {
 			outcome: "parked", release: true, action: status.ParkSender},
 		{name: "a park after some were accepted", errs: []*status.Error{nil, wrong(status.ParkTenant, "535")},
 			outcome: "deferred", state: envelope.Deferred, after: []envelope.State{envelope.Sent, envelope.Deferred}, action: status.ParkTenant, counted: 0},
+		{name: "a park after some were refused for good", errs: []*status.Error{wrong(status.Fail, "no"), wrong(status.ParkSender, "535")},
+			outcome: "deferred", state: envelope.Deferred, after: []envelope.State{envelope.Failed, envelope.Deferred}, action: status.ParkSender, counted: 0},
 		{name: "a park and an uncertain one", errs: []*status.Error{wrong(status.ParkSender, "535"), wrong(status.Uncertain, "lost")},
 			outcome: "uncertain", state: envelope.Uncertain, after: []envelope.State{envelope.Deferred, envelope.Uncertain}, action: status.ParkSender, counted: 0},
 		{name: "cut off", errs: []*status.Error{wrong(status.Retry, "closed")}, stopping: true, release: true},

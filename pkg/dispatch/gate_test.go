@@ -172,7 +172,7 @@ func TestParkOfATenant(t *testing.T) {
 func TestParkedSenderInAParkedTenant(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)
-		var far refusing
+		far := refusing{after: time.Second} // so that all stand behind the probe
 		all := map[envelope.Address]status.Action{}
 		for i := range 5 {
 			r.router.set(sender(i), envelope.Route{Tenant: "contoso", Connections: 3})
@@ -182,7 +182,7 @@ func TestParkedSenderInAParkedTenant(t *testing.T) {
 		far.set(all)
 		r.exchange.answer = far.answer
 		r.run()
-		after(time.Second)
+		after(2 * time.Second)
 		far.set(map[envelope.Address]status.Action{sender(0): status.ParkSender}) // the probe will be its: its mail is the oldest
 		after(2 * time.Minute)
 		if got := r.settled(); got != 4 {
@@ -310,66 +310,77 @@ func TestOldSuccessDoesNotEndAPark(t *testing.T) {
 	})
 }
 
-// A probe that hangs stays the only one, whatever else of its tenant comes to an end meanwhile.
+// A probe that hangs stays the only one, whatever else of its mailbox or tenant comes to an end meanwhile.
 func TestOneProbeAtATime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, nil)
-		began := time.Now()
-		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
-			switch {
-			case try.sender == sender(2): // begun before the park, ends behind its first probe's beginning
-				time.Sleep(3 * time.Minute)
-				return refuse(try, status.Retry, "reset")
-			case try.begun.Sub(began) > time.Second:
-				time.Sleep(5 * time.Minute) // the probe
-			default:
-				time.Sleep(time.Second)
-			}
-			return refuse(try, status.ParkTenant, "invalid_client")
-		}
-		for i := range 3 {
-			r.router.set(sender(i), envelope.Route{Tenant: "contoso", Connections: 3})
-			for range 10 {
-				r.queue.put(sender(i), 1, 0)
-			}
-		}
-		r.run()
-		most := 0
-		for range 60 * 4 {
-			after(time.Second)
-			if time.Since(began) < 10*time.Second {
-				continue
-			}
-			r.exchange.mu.Lock()
-			most = max(most, r.exchange.active[sender(0)]+r.exchange.active[sender(1)])
-			r.exchange.mu.Unlock()
-		}
-		if most != 1 {
-			t.Errorf("%d probes at once, want 1", most)
-		}
-	})
+	for _, action := range []status.Action{status.ParkSender, status.ParkTenant} {
+		t.Run(action.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, nil)
+				began := time.Now()
+				var probing, most, probes atomic.Int32
+				r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
+					switch {
+					case try.begun.Sub(began) > time.Second:
+						probes.Add(1)
+						most.Store(max(most.Load(), probing.Add(1)))
+						time.Sleep(5 * time.Minute)
+						probing.Add(-1)
+					case try.sender == sender(2): // begun before the park, ends while its first probe is under way
+						time.Sleep(3 * time.Minute)
+						return refuse(try, status.Retry, "reset")
+					default:
+						time.Sleep(time.Second)
+					}
+					return refuse(try, action, "refused")
+				}
+				route := envelope.Route{Tenant: "contoso", Connections: 3}
+				if action == status.ParkSender {
+					route.Login = "relay@contoso.com"
+				}
+				for i := range 3 {
+					r.router.set(sender(i), route)
+					for range 10 {
+						r.queue.put(sender(i), 1, 0)
+					}
+				}
+				r.run()
+				after(15 * time.Minute) // 1, +5, 2, +5 minutes
+				if probes.Load() != 2 || most.Load() != 1 {
+					t.Errorf("%d probes, %d at once, want 2, one at a time", probes.Load(), most.Load())
+				}
+			})
+		})
+	}
 }
 
 // A probe whose failure says nothing about the park keeps it, and its steps.
 func TestProbeThatTellsNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, nil)
-		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
-			if len(r.exchange.all()) == 0 {
-				return refuse(try, status.ParkTenant, "secret expired")
-			}
-			return refuse(try, status.Retry, "connection reset")
-		}
-		for i := range 10 {
-			r.router.set(sender(i), envelope.Route{Tenant: "contoso", Connections: 1})
-			r.queue.put(sender(i), 1, time.Duration(i)*time.Second)
-		}
-		r.run()
-		after(8 * time.Minute) // 1+2+4 and tenths
-		if got := len(r.exchange.all()); got != 4 {
-			t.Errorf("%d attempts, want the first and three probes", got)
-		}
-	})
+	for _, action := range []status.Action{status.ParkSender, status.ParkTenant} {
+		t.Run(action.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, nil)
+				r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
+					if len(r.exchange.all()) == 0 {
+						return refuse(try, action, "secret expired")
+					}
+					return refuse(try, status.Retry, "connection reset")
+				}
+				for i := range 10 {
+					route := envelope.Route{Tenant: "contoso", Connections: 1}
+					if action == status.ParkSender {
+						route.Login = "relay@contoso.com"
+					}
+					r.router.set(sender(i), route)
+					r.queue.put(sender(i), 1, time.Duration(i)*time.Second)
+				}
+				r.run()
+				after(8 * time.Minute) // 1+2+4 and tenths
+				if got := len(r.exchange.all()); got != 4 {
+					t.Errorf("%d attempts, want the first and three probes", got)
+				}
+			})
+		})
+	}
 }
 
 // A refusal that is settled (mixed: some accepted, some parked) is due at once, and the gate closed by then.
@@ -521,6 +532,24 @@ func TestReload(t *testing.T) {
 				if got := len(r.exchange.of(sender(i))); got != want {
 					t.Errorf("%v: %d attempts, want %d", actions[sender(i)], got, want)
 				}
+			}
+		})
+	})
+	t.Run("while the only message is the probe", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, nil)
+			far := refusing{after: 10 * time.Second}
+			far.set(map[envelope.Address]status.Action{hot: status.ParkSender})
+			r.exchange.answer = far.answer
+			r.router.set(hot, envelope.Route{Tenant: "contoso", Connections: 1})
+			r.queue.put(hot, 1, 0)
+			r.run()
+			after(78 * time.Second) // 10 s, a minute and a tenth: the probe is under way
+			far.set(nil)
+			r.d.Reload(nil, 0)
+			after(time.Minute)
+			if got := r.queue.parks(hot); r.settled() != 1 || len(got) != 2 || got[1] != "" {
+				t.Errorf("%d sent, the source was told %q, want the end of the park as well", r.settled(), got)
 			}
 		})
 	})

@@ -28,7 +28,7 @@ func (p *pace) refill(now time.Time) {
 	if d := now.Sub(p.last); d > 0 && !p.last.IsZero() {
 		p.tokens += d.Minutes() * float64(p.limit)
 	}
-	p.tokens = min(p.burst(), p.tokens) // which a reload may have lowered
+	p.tokens = min(p.burst(), p.tokens) // a reload may have lowered it, a beginning taken back have gone past it
 	p.last = now
 	old := 0
 	for old < len(p.ended) && now.Sub(p.ended[old]) >= window {
@@ -80,7 +80,7 @@ func (p *pace) end(now time.Time, sent bool) {
 	case sent:
 		p.ended = append(p.ended, now)
 	default:
-		p.tokens = min(p.burst(), p.tokens+1)
+		p.tokens++
 	}
 }
 
