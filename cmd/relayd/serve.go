@@ -147,7 +147,7 @@ func (d *daemon) openQueue(ctx context.Context, reg prometheus.Registerer) (err 
 			return d.broker.Connect(queueConns)
 		},
 		Dir: d.cfg.DataDir, MinFreeBytes: int64(q.MinFreeBytes), MaxBytes: int64(q.MaxBytes), MemoryBytes: int64(d.cfg.Limits.MemoryBytes),
-		Lifetime: time.Duration(q.Lifetime), KeepSent: time.Duration(q.KeepSent), KeepFailed: time.Duration(q.KeepFailed),
+		KeepSent: time.Duration(q.KeepSent), KeepFailed: time.Duration(q.KeepFailed),
 		Logger: d.log, Registerer: reg,
 	})
 	if err != nil {

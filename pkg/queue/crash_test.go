@@ -193,7 +193,7 @@ func TestFailedAuditKeepsLeftovers(t *testing.T) {
 
 // TestHeldBodyOutlivesEveryClock: a body must not expire under a message that is held.
 func TestHeldBodyOutlivesEveryClock(t *testing.T) {
-	r := newRig(t, t.TempDir(), func(o *Options) { o.Lifetime, o.KeepFailed = time.Hour, time.Hour })
+	r := newRig(t, t.TempDir(), func(o *Options) { o.KeepFailed = time.Hour })
 	for k := range defaultStreams {
 		for _, kind := range []string{"MAIL", "CHUNK"} {
 			s, err := r.jetstream().Stream(t.Context(), fmt.Sprintf("RELAYD_%s_%d", kind, k))

@@ -58,7 +58,6 @@ type Options struct {
 	MinFreeBytes int64         // refuse intake when less is free; 0: never
 	MaxBytes     int64         // refuse intake at 90% of this many octets of stored mail; 0: no limit but the disk's
 	MemoryBytes  int64         // octets of large bodies between client and disk, all messages together; 0: 64 MiB
-	Lifetime     time.Duration // of a message. 0: 5 days
 	KeepSent     time.Duration // history of sent mail; 0: 7 days
 	KeepFailed   time.Duration // failed mail itself, and its history; 0: 30 days
 
@@ -71,9 +70,6 @@ func (o *Options) setDefaults() {
 		o.MemoryBytes = 64 << 20
 	}
 	o.MemoryBytes = max(o.MemoryBytes, chunkBytes) // or no large body would ever get in
-	if o.Lifetime <= 0 {
-		o.Lifetime = 5 * 24 * time.Hour
-	}
 	if o.KeepSent <= 0 {
 		o.KeepSent = 7 * 24 * time.Hour
 	}
