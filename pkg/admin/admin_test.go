@@ -529,6 +529,9 @@ func TestRunFinishesRequests(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("Run: %v", err)
 	}
+	if err := s.Close(); err != nil {
+		t.Errorf("Close behind Run: %v", err)
+	}
 }
 
 // A listener that breaks ends Run with an error that names it, and takes the other along.
