@@ -175,6 +175,7 @@ func (d *daemon) tryReload() error {
 			return err
 		}
 	}
+	d.expiry.show(cfg.Tenants)
 	d.dispatcher.Reload(w.retry, time.Duration(cfg.Queue.Lifetime))
 	d.warn(warnings)
 	d.mu.Lock()

@@ -75,6 +75,7 @@ type daemon struct {
 	admin      *admin.Server
 
 	reloaded          prometheus.Gauge
+	expiry            credentialExpiry
 	started, stopping atomic.Bool
 	mu                sync.Mutex // guards cfg against the watch; only run's goroutine writes it
 }
@@ -106,6 +107,8 @@ func newDaemon(ctx context.Context, file string) (_ *daemon, err error) {
 	})
 	d.reloaded.Set(1)
 	reg.MustRegister(d.reloaded)
+	d.expiry = newCredentialExpiry(reg)
+	d.expiry.show(cfg.Tenants)
 
 	if err := d.openQueue(ctx, reg); err != nil {
 		return nil, err
