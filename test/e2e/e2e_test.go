@@ -147,7 +147,7 @@ listeners:
   - {address: %q%s}%s
 tenants:
   - {name: contoso, tenant_id: %s, client_id: %s, client_secret: %q,
-     authority: %q, smtp_server: %q, ca_file: %q}
+     authority: %q, smtp_server: %q, ca_file: %q, credential_expires: 2040-01-31}
 senders: %s
 queue: {min_free_bytes: 0, retry: [1s]%s}
 admin: {address: %q}
