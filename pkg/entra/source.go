@@ -171,7 +171,7 @@ func (s *source) fetch(r *request, secret func() (string, error)) {
 	s.tokens.metrics.fetched(s.name, result, time.Time{})
 	if s.token != nil && now.Before(s.token.Expiry.Add(-margin)) { // nobody else may be there to tell
 		s.tokens.options.Logger.Warn("access token not renewed, keeping the old one", zap.String("tenant", s.name),
-			zap.Time("expiry", s.token.Expiry), zap.NamedError("err", r.err), zap.NamedError("cause", r.err.Err))
+			zap.Time("expiry", s.token.Expiry), zap.Error(r.err), zap.NamedError("cause", r.err.Err))
 	}
 }
 

@@ -298,5 +298,5 @@ func (p *Pool) connect(ctx context.Context, t *tenant, route *envelope.Route, to
 func (p *Pool) logFailure(route *envelope.Route, e *status.Error, more ...zap.Field) {
 	p.options.Logger.Warn("session failed", append(more, zap.String("tenant", route.Tenant),
 		zap.String("login", string(route.Login)), zap.String("stage", string(e.Stage)), zap.Int("code", e.Code),
-		zap.Stringer("enhanced", e.Enhanced), zap.String("reply", e.Text), zap.NamedError("err", e.Err))...)
+		zap.Stringer("enhanced", e.Enhanced), zap.String("reply", e.Text), zap.Error(e.Err))...)
 }

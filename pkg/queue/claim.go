@@ -16,7 +16,7 @@ import (
 )
 
 // Watch makes f the queue's scheduler: it is called whenever a sender's earliest due time comes nearer, and at once for
-// every sender with waiting mail. f must not block and must not call the queue.
+// every sender with waiting mail. f is called without a lock held; it must not block, and may call nothing but Park.
 func (q *Queue) Watch(f func(sender envelope.Address, due time.Time)) {
 	type head struct {
 		sender envelope.Address
