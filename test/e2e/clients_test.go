@@ -337,7 +337,7 @@ func (j *job) judgeComposed(t *testing.T, message string) {
 	if err != nil || subject != j.subject {
 		t.Errorf("subject %q, %v; want %q", subject, err, j.subject)
 	}
-	text, attachment, err := content(mail.Header(m.Header), m.Body)
+	text, attachment, err := content(m.Header, m.Body)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,8 +63,8 @@ func (e *ear) onlyTLS(t *testing.T) int {
 }
 
 func onlyTLS(b []byte) error {
-	clear := regexp.MustCompile(`^(EHLO relay\.contoso\.com\r\n)?(STARTTLS\r\n)?(QUIT\r\n)?`).Find(b)
-	for b = b[len(clear):]; len(b) > 0; {
+	open := regexp.MustCompile(`^(EHLO relay\.contoso\.com\r\n)?(STARTTLS\r\n)?(QUIT\r\n)?`).Find(b)
+	for b = b[len(open):]; len(b) > 0; {
 		// Records of RFC 8446, section 5.1: type, version 3.x, length.
 		if len(b) < 5 || b[0] < 20 || b[0] > 23 || b[1] != 3 {
 			return fmt.Errorf("%q", b[:min(len(b), 200)])

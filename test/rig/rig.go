@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -170,14 +171,20 @@ func CPU(pid int) (time.Duration, error) {
 	return time.Duration(user+system) * 10 * time.Millisecond, errors.Join(err1, err2)
 }
 
-// FreeAddress returns a loopback address nothing listens on at this moment.
+// FreeAddress returns a loopback address nothing listens on at this moment. Its port is below those the system gives to
+// outgoing connections, one of which could otherwise take it before it is used.
 func FreeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	const first, beyond = 10_000, 32_000
+	for tries := 0; ; tries++ {
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(first+rand.N(beyond-first))))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().String(), nil
+		}
+		if tries == 100 {
+			return "", fmt.Errorf("find a free port: %w", err)
+		}
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 // Sandbox is a running `relayd sandbox`.
