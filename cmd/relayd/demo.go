@@ -64,7 +64,7 @@ func demo(ctx context.Context, out io.Writer, smtpAddr string, once bool) (err e
 	if err != nil {
 		return err
 	}
-	parts.start("relay", d.run)
+	parts.start("relay", func(ctx context.Context) error { return d.run(ctx, nil) })
 	addr := d.listeners[0].Addr().String()
 	fmt.Fprintf(out, "relay      smtp://%s        (metrics and health: http://%s)\n", addr, d.admin.Addr())
 	fmt.Fprintf(out, "sandbox    smtp://%s   (what arrived: %s/sandbox/messages)\n\n", far.SMTPAddr(), strings.Replace(far.Authority(), "https", "http", 1))

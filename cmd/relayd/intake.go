@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"relayd/pkg/admin"
 	"relayd/pkg/config"
@@ -49,6 +50,16 @@ func socketHint(err error) string {
 		return "; this machine has no such address: choose one it has, or leave the host out"
 	}
 	return ""
+}
+
+// runListeners serves on all sockets. They stop together: a drain takes as long as the slowest session, not their sum.
+func (d *daemon) runListeners(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range d.listeners {
+		d.log.Info("listening", zap.String("listener", l.Addr().String()))
+		group.Go(func() error { return l.Run(ctx) })
+	}
+	return group.Wait()
 }
 
 // intake is what a configuration means to its i-th listener.
@@ -157,23 +168,23 @@ func (d *daemon) tryReload() error {
 	if err != nil {
 		return err
 	}
-	intakes := make([]smtpin.Settings, len(d.listeners))
-	for i := range d.listeners {
-		if intakes[i], err = d.intake(cfg, i); err != nil {
-			return err
-		}
-	}
-	if err := d.level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
-		return err
-	}
-	if err := errors.Join(d.tokens.Configure(w.entra), d.exchange.Configure(w.exchange)); err != nil {
-		return err
-	}
-	d.policy.Configure(w.policy)
+	applies := make([]func(), len(d.listeners))
 	for i, l := range d.listeners {
-		if err := l.Update(intakes[i]); err != nil {
+		set, err := d.intake(cfg, i)
+		if err != nil {
 			return err
 		}
+		if applies[i], err = l.Prepare(set); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(d.tokens.Configure(w.entra), d.exchange.Configure(w.exchange), d.level.UnmarshalText([]byte(cfg.Log.Level))); err != nil {
+		return err
+	}
+	// Nothing from here on can fail.
+	d.policy.Configure(w.policy)
+	for _, apply := range applies {
+		apply()
 	}
 	d.expiry.show(cfg.Tenants)
 	d.dispatcher.Reload(w.retry, time.Duration(cfg.Queue.Lifetime))

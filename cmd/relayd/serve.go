@@ -46,11 +46,15 @@ func newServeCommand() *cobra.Command {
 			if file == "" {
 				return usagef("serve needs --config FILE; relayd config example prints one to start from")
 			}
+			// From here on: loading a large queue takes a while, and the default action of SIGHUP is to end the process.
+			hangup := make(chan os.Signal, 1)
+			signal.Notify(hangup, syscall.SIGHUP)
+			defer signal.Stop(hangup)
 			d, err := newDaemon(cmd.Context(), file)
 			if err != nil {
 				return err
 			}
-			return d.run(cmd.Context())
+			return d.run(cmd.Context(), hangup)
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration `file`")
@@ -188,10 +192,9 @@ func (d *daemon) openUpstream(reg prometheus.Registerer) (err error) {
 }
 
 // run starts all parts and waits for the end of ctx, or for a part that fails. It returns once everything has stopped.
-func (d *daemon) run(ctx context.Context) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+//
+// A value on hangup reloads.
+func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	reload := make(chan struct{}, 1)
 
 	d.parts.start("queue watch", d.queue.Run)
@@ -207,10 +210,7 @@ func (d *daemon) run(ctx context.Context) error {
 		})
 		return nil
 	})
-	for _, l := range d.listeners {
-		d.parts.start("listener "+l.Addr().String(), l.Run)
-		d.log.Info("listening", zap.String("listener", l.Addr().String()))
-	}
+	d.parts.start("listeners", d.runListeners)
 	d.started.Store(true)
 	d.log.Info("relayd is running", zap.String("version", thisBuild().version), zap.String("hostname", d.cfg.Hostname))
 

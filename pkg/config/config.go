@@ -69,7 +69,7 @@ type Client struct {
 	PasswordHash      string    `yaml:"password_hash" jsonschema:"required"` // bcrypt, from `relayd password`
 	Networks          []Network `yaml:"networks"`                            // where it may log in from; default anywhere
 	Senders           []string  `yaml:"senders" jsonschema:"required"`       // addresses or *@domain it may send as
-	DefaultSender     string    `yaml:"default_sender"`                      // for MAIL FROM:<>; default none
+	DefaultSender     string    `yaml:"default_sender"`                      // sender of mail without a From; default none
 	MessagesPerMinute int       `yaml:"messages_per_minute" min:"0"`         // default 0: no limit
 }
 
@@ -90,8 +90,8 @@ type Queue struct {
 	MinFreeBytes Size       `yaml:"min_free_bytes" min:"0"`            // disk left free; default 512MiB
 	Retry        []Duration `yaml:"retry" min:"1s" max:"7d"`           // waits between attempts; the last repeats
 	DelayWarning Duration   `yaml:"delay_warning" min:"0s" max:"365d"` // default 4h; 0: no warning
-	KeepSent     Duration   `yaml:"keep_sent" min:"0s" max:"3650d"`    // history of sent mail; default 7d
-	KeepFailed   Duration   `yaml:"keep_failed" min:"0s" max:"3650d"`  // failed mail; default 30d
+	KeepSent     Duration   `yaml:"keep_sent" min:"1h" max:"3650d"`    // history of sent mail; default 7d
+	KeepFailed   Duration   `yaml:"keep_failed" min:"1h" max:"3650d"`  // failed mail; default 30d
 }
 
 // Tenant is one app registration in Entra ID.
@@ -164,7 +164,7 @@ type Admin struct {
 // Metrics is the listener for probes and Prometheus.
 type Metrics struct {
 	Address        string `yaml:"address"`                  // any interface; default empty: on the admin listener only
-	PerSenderLimit int    `yaml:"per_sender_limit" min:"0"` // senders that get a label of their own; default 200
+	PerSenderLimit int    `yaml:"per_sender_limit" min:"1"` // senders that get a label of their own; default 200
 }
 
 // Log says what is written to stderr.

@@ -81,6 +81,7 @@ func (s *source) setSecret(secret func() (string, error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.secret = secret
+	s.hold, s.err, s.failures = time.Time{}, nil, 0 // the reload may be the cure: what the old secret was told is no news
 }
 
 // get returns a usable token other than refused, fetching one where needed.

@@ -280,12 +280,18 @@ func (p *Pool) connect(ctx context.Context, t *tenant, route *envelope.Route, to
 	if err != nil {
 		e := &status.Error{Code: 451, Enhanced: status.Enhanced{4, 4, 1}, Stage: status.StageConnect,
 			Text: "Exchange Online cannot be reached", Err: err}
+		if ctx.Err() == nil { // the tenant rests, not only this message: each attempt would hold a worker as long as this one
+			e.Action = status.BackOffTenant
+		}
 		p.logFailure(route, e)
 		return nil, e
 	}
 	s := &session{tenant: t, mailbox: route.Mailbox(), login: string(route.Login), token: token, born: time.Now()}
 	var e *status.Error
 	if s.Session, e = p.client.Open(ctx, conn, t.tls, route.Login, token); e != nil {
+		if e.Stage == status.StageGreeting && e.Err != nil && ctx.Err() == nil { // silence: as good as not reached
+			e.Action = status.BackOffTenant
+		}
 		p.logFailure(route, e)
 		return nil, e
 	}

@@ -259,8 +259,8 @@ func TestFaults(t *testing.T) {
 		{"greeting 421", map[string]string{"* (greeting)": "421 4.3.2 Service not active\r\n"}, "greeting: 421 4.3.2 Service not active", status.Retry, 1},
 		{"greeting 554", map[string]string{"* (greeting)": "554 5.7.1 go away\r\n"}, "greeting: 554 5.7.1", status.Retry, 1},
 		{"greeting is not SMTP", map[string]string{"* (greeting)": "SSH-2.0-OpenSSH\r\n"}, "greeting: 451 4.5.0", status.Retry, 1},
-		{"silence", map[string]string{"* (greeting)": silence}, "greeting: 451 4.4.2 Exchange Online did not answer in time", status.Retry, 1},
-		{"hang up", map[string]string{"* (greeting)": hangUp}, "greeting: 451 4.4.2 the connection", status.Retry, 1},
+		{"silence", map[string]string{"* (greeting)": silence}, "greeting: 451 4.4.2 Exchange Online did not answer in time", status.BackOffTenant, 1},
+		{"hang up", map[string]string{"* (greeting)": hangUp}, "greeting: 451 4.4.2 the connection", status.BackOffTenant, 1},
 		{"EHLO name refused", map[string]string{"* EHLO": "501 5.5.4 Invalid domain name [x]\r\n"}, "ehlo: 501 5.5.4", status.ParkTenant, 1},
 		{"EHLO refused", map[string]string{"* EHLO": "502 5.5.1 no\r\n"}, "ehlo: 502", status.Retry, 1},
 		{"EHLO endless", map[string]string{"* EHLO": endless}, "ehlo: 451 4.5.0", status.Retry, 1},
@@ -376,7 +376,7 @@ func TestTLS(t *testing.T) {
 func TestConnectFails(t *testing.T) {
 	within(t, nil, func(r *rig) {
 		r.dialErr = io.ErrClosedPipe
-		if e := r.one("connect: 451 4.4.1", status.Retry); !errors.Is(e, io.ErrClosedPipe) {
+		if e := r.one("connect: 451 4.4.1", status.BackOffTenant); !errors.Is(e, io.ErrClosedPipe) {
 			t.Errorf("cause lost: %v", e.Err)
 		}
 	})

@@ -130,7 +130,7 @@ func TestSandboxFaults(t *testing.T) {
 
 		"no-starttls": status.Retry, "starttls-454": status.Retry, "starttls-injection": status.Retry, "cert-expired": status.Retry,
 		"cert-self-signed": status.Retry, "cert-wrong-name": status.Retry, "tls-1.0": status.Retry, "tls-rst": status.Retry,
-		"connect-421": status.Retry, "connect-rst": status.Retry, "connect-blackhole": status.Retry, "ehlo-endless": status.Retry,
+		"connect-421": status.Retry, "connect-rst": status.BackOffTenant, "connect-blackhole": status.BackOffTenant, "ehlo-endless": status.Retry,
 		"ehlo-endless-line": status.Retry, "ehlo-garbage": status.Retry, "mail-control": status.Retry, "mail-blackhole": status.Retry,
 		"mail-drip": status.Retry, "body-drop": status.Retry, "body-rst": status.Retry, "body-stall": status.Retry,
 		"dot-drop-delivered": status.Uncertain, "dot-drop-lost": status.Uncertain, "dot-rst-delivered": status.Uncertain,

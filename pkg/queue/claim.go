@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -156,7 +158,7 @@ func (q *Queue) finish(ctx context.Context, e *entry) error {
 
 // writeState replaces the state record of a message the caller holds, and moves it in the index.
 func (q *Queue) writeState(ctx context.Context, e *entry, p *envelope.Progress) error {
-	record, err := p.Encode()
+	record, err := encodeState(p)
 	if err != nil {
 		return err
 	}
@@ -179,6 +181,26 @@ func (q *Queue) writeState(ctx context.Context, e *entry, p *envelope.Progress) 
 	}
 	q.index.update(e, stateOf(p.State), p.Due)
 	return nil
+}
+
+// maxState leaves room for a subject and headers under the server's payload limit of 1 MiB.
+const maxState = 900 << 10
+
+// encodeState encodes p, with its replies cut short where thousands of recipients have long ones: a record that cannot be
+// written would be tried for ever.
+func encodeState(p *envelope.Progress) ([]byte, error) {
+	record, err := p.Encode()
+	for most := 256; err == nil && len(record) > maxState && most > 0; most /= 4 {
+		short := *p
+		short.Results = slices.Clone(p.Results)
+		for i, r := range short.Results {
+			if len(r.Reply) > most {
+				short.Results[i].Reply = strings.ToValidUTF8(r.Reply[:most], "") + "…"
+			}
+		}
+		record, err = short.Encode()
+	}
+	return record, err
 }
 
 // persist repeats op, across reopened servers, until it succeeds or ctx ends. A single missed deadline is a slow disk, the

@@ -179,6 +179,8 @@ func (q *Queue) commit(ctx context.Context, st *store, at place, env *envelope.E
 	seq, err := st.putMail(context.WithoutCancel(ctx), at, record, inline)
 	switch {
 	case err == nil:
+	case errors.Is(err, errUnknown):
+		return q.refuse(st, env.ID, err)
 	case errors.Is(err, nats.ErrMaxPayload):
 		return &status.Error{Code: 552, Enhanced: status.Enhanced{5, 3, 4}, Text: "envelope too large: fewer recipients, please", Err: err}
 	case isFull(err):
@@ -186,11 +188,7 @@ func (q *Queue) commit(ctx context.Context, st *store, at place, env *envelope.E
 	case apiCode(err) == codeBusy:
 		return errUnavailable(err)
 	default:
-		q.refusedMu.Lock()
-		q.refused[env.ID] = true
-		q.refusedMu.Unlock()
-		q.fault(st, "put", err)
-		return errUnavailable(err)
+		return q.refuse(st, env.ID, err)
 	}
 	q.space.grew(env.Size)
 	q.index.add(&entry{
@@ -198,6 +196,15 @@ func (q *Queue) commit(ctx context.Context, st *store, at place, env *envelope.E
 		record: kib(len(record)), due: env.Received.UnixNano(), state: stateQueued,
 	}, env.Sender)
 	return nil
+}
+
+// refuse tells the client to send again although the record may be there, and has it removed at the next load.
+func (q *Queue) refuse(st *store, id envelope.ID, err error) error {
+	q.refusedMu.Lock()
+	q.refused[id] = true
+	q.refusedMu.Unlock()
+	q.fault(st, "put", err)
+	return errUnavailable(err)
 }
 
 // fault records a failed operation of the server and asks Run to reopen it. What fails on a server that was replaced

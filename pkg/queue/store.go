@@ -135,11 +135,20 @@ func openStore(ctx context.Context, conns []*nats.Conn, opts *Options) (*store, 
 	}
 	if _, err := st.meta.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name: "RELAYD_HISTORY", Subjects: []string{"relayd.history.>"}, MaxAge: max(opts.KeepFailed, opts.KeepSent),
+		MaxBytes: historyBytes(opts.MaxBytes), Discard: jetstream.DiscardOld,
 		AllowMsgTTL: true, AllowDirect: true, PersistMode: jetstream.AsyncPersistMode, Duplicates: time.Second,
 	}); err != nil {
 		return nil, fmt.Errorf("open stream RELAYD_HISTORY: %w", err)
 	}
 	return st, nil
+}
+
+// historyBytes bounds the history: a tenth of what mail may take, and never less than 64 MiB.
+func historyBytes(maxBytes int64) int64 {
+	if maxBytes <= 0 {
+		return -1
+	}
+	return max(64<<20, maxBytes/10)
 }
 
 // readLayout reads the layout record or, at the very first start, writes it.
@@ -206,8 +215,11 @@ func (st *store) putMail(ctx context.Context, at place, record, body []byte) (ui
 	}
 	msg.Header.Set(headerExpected, "0")
 	ack, err = st.publish(ctx, at, msg)
-	if apiCode(err) != codeWrongSequence {
-		return ack, err
+	if err != nil && apiCode(err) != codeWrongSequence {
+		return 0, fmt.Errorf("%w: first %w", errUnknown, err)
+	}
+	if err == nil {
+		return ack, nil
 	}
 	rctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
@@ -217,6 +229,9 @@ func (st *store) putMail(ctx context.Context, at place, record, body []byte) (ui
 	}
 	return stored.Sequence, nil
 }
+
+// errUnknown reports a record that may have been written: the first try was not answered, the second refused.
+var errUnknown = errors.New("not known whether the record was written")
 
 func (st *store) publish(ctx context.Context, at place, msg *nats.Msg) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)

@@ -104,18 +104,27 @@ func newServer(opts Options) (*Server, error) {
 // Update makes new sessions follow set; those under way keep what they began with. On an error nothing changes. The
 // address of a listener cannot be changed.
 func (s *Server) Update(set Settings) error {
-	if set.Listener.Address != s.opts.Listener.Address {
-		return fmt.Errorf("listener %s cannot move to %s", s.opts.Listener.Address, set.Listener.Address)
-	}
-	next, err := newSettings(set, s.settings.Load())
+	apply, err := s.Prepare(set)
 	if err != nil {
 		return err
 	}
-	if next.tls, err = newTLSConfig(&next.Listener, s.log); err != nil {
-		return fmt.Errorf("listener %s: %w", set.Listener.Address, err)
-	}
-	s.settings.Store(next)
+	apply()
 	return nil
+}
+
+// Prepare does all of Update that can fail; apply, which cannot, does the rest.
+func (s *Server) Prepare(set Settings) (apply func(), err error) {
+	if set.Listener.Address != s.opts.Listener.Address {
+		return nil, fmt.Errorf("listener %s cannot move to %s", s.opts.Listener.Address, set.Listener.Address)
+	}
+	next, err := newSettings(set, s.settings.Load())
+	if err != nil {
+		return nil, err
+	}
+	if next.tls, err = newTLSConfig(&next.Listener, s.log); err != nil {
+		return nil, fmt.Errorf("listener %s: %w", set.Listener.Address, err)
+	}
+	return func() { s.settings.Store(next) }, nil
 }
 
 // Addr returns the address the socket is bound to.
