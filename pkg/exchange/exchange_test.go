@@ -258,7 +258,7 @@ func TestFaults(t *testing.T) {
 	}{
 		{"greeting 421", map[string]string{"* (greeting)": "421 4.3.2 Service not active\r\n"}, "greeting: 421 4.3.2 Service not active", status.Retry, 1},
 		{"greeting 554", map[string]string{"* (greeting)": "554 5.7.1 go away\r\n"}, "greeting: 554 5.7.1", status.Retry, 1},
-		{"greeting is not SMTP", map[string]string{"* (greeting)": "SSH-2.0-OpenSSH\r\n"}, "greeting: 451 4.5.0", status.Retry, 1},
+		{"greeting is not SMTP", map[string]string{"* (greeting)": "SSH-2.0-OpenSSH\r\n"}, "greeting: 451 4.5.0", status.BackOffTenant, 1},
 		{"silence", map[string]string{"* (greeting)": silence}, "greeting: 451 4.4.2 Exchange Online did not answer in time", status.BackOffTenant, 1},
 		{"hang up", map[string]string{"* (greeting)": hangUp}, "greeting: 451 4.4.2 the connection", status.BackOffTenant, 1},
 		{"EHLO name refused", map[string]string{"* EHLO": "501 5.5.4 Invalid domain name [x]\r\n"}, "ehlo: 501 5.5.4", status.ParkTenant, 1},
