@@ -91,6 +91,11 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		logins[r.sender] = r
 	}
+	for _, l := range d.lanes {
+		if l.mailbox == nil && l.shown != "" { // parked since no rule has it any more: it has no login either
+			logins[l.sender.Key()] = row{sender: l.sender.Key(), parked: 1, remaining: math.Inf(1)}
+		}
+	}
 	d.mu.Unlock()
 	rows := slices.SortedFunc(maps.Values(logins), func(a, b row) int {
 		return cmp.Or(cmp.Compare(b.parked, a.parked), cmp.Compare(a.sender, b.sender))

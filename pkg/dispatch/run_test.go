@@ -354,6 +354,7 @@ func TestMetrics(t *testing.T) {
 		// One login in two tenants, once parked and once not; and one without a limit.
 		r.router.set(sender(8), envelope.Route{Tenant: "fabrikam", Login: sender(2), Connections: 1})
 		r.queue.put(sender(8), 1, 0)
+		r.queue.put(sender(9), 1, 0) // no route: parked, and without a login
 		r.run()
 		after(30 * time.Second)
 		want := `
@@ -372,12 +373,12 @@ relayd_deliveries_total{outcome="uncertain",tenant="fabrikam"} 0
 # HELP relayd_sender_parked 1 where the mailbox cannot send now and its mail waits for a cure.
 # TYPE relayd_sender_parked gauge
 relayd_sender_parked{sender="s002@contoso.com"} 1
-relayd_sender_parked{sender="s000@contoso.com"} 0
+relayd_sender_parked{sender="s009@contoso.com"} 1
 relayd_sender_parked{sender="other"} 0
 # HELP relayd_sender_recipients_remaining Recipients the mailbox has left in its rolling day.
 # TYPE relayd_sender_recipients_remaining gauge
 relayd_sender_recipients_remaining{sender="s002@contoso.com"} 10
-relayd_sender_recipients_remaining{sender="s000@contoso.com"} 10
+relayd_sender_recipients_remaining{sender="s009@contoso.com"} +Inf
 relayd_sender_recipients_remaining{sender="other"} 8
 `
 		names := []string{"relayd_deliveries_total", "relayd_sender_parked", "relayd_sender_recipients_remaining"}

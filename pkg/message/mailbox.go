@@ -53,7 +53,10 @@ func Mailboxes(value string) []Mailbox {
 		case ',', ';':
 			flush()
 		case ':':
-			name = "" // it was the name of a group
+			if strings.Contains(name, "@") {
+				flush() // the name of a group, and an address to a careless reader
+			}
+			name = ""
 		default:
 			name += token
 		}

@@ -87,6 +87,10 @@ func (h *Header) repairFrom(sender string) string {
 		h.Add("From", "<"+sender+">")
 		return "added the missing From"
 	}
+	if name, address, ok := separated(f.Value()); ok {
+		f.Raw = fmt.Appendf(nil, "%s: %s <%s>\r\n", f.Name, name, address)
+		return "quoted the display name in From"
+	}
 	list := Mailboxes(f.Value())
 	for _, m := range list {
 		if m.Address != "" {
@@ -100,8 +104,21 @@ func (h *Header) repairFrom(sender string) string {
 	return "added the address missing in From"
 }
 
-// quoteFrom quotes the display name of a From of one mailbox. In a list, an unquoted comma cannot be told from a
-// separator, so it stays.
+// separated splits what devices write into From, one address in brackets behind a display name with a separator in it
+// ("Scanner, 3rd floor <a@b>", "Alarm: pump <a@b>"), and returns the name quoted. A value with a second "@" may be a list
+// and is not touched.
+func separated(value string) (name, address string, ok bool) {
+	name, rest, bracket := strings.Cut(strings.TrimSpace(value), "<")
+	address, closed := strings.CutSuffix(rest, ">")
+	if !bracket || !closed || strings.Count(value, "@") != 1 || !strings.Contains(address, "@") || strings.ContainsAny(address, "<>:;,\r\n") ||
+		!strings.ContainsAny(name, ",;:") || strings.ContainsAny(name, "\"(\x1b\r\n") {
+		return "", "", false
+	}
+	name, _ = quoteName(strings.TrimSpace(name))
+	return name, address, true
+}
+
+// quoteFrom quotes the display name of a From of one mailbox.
 func (h *Header) quoteFrom(f *Field, list []Mailbox) string {
 	if len(list) != 1 || list[0].Name == "" {
 		return ""

@@ -100,7 +100,13 @@ func TestRepair(t *testing.T) {
 		{"ISO-2022-JP stays", sound + "From: \x1b$B<>@\x1b(B <a@b>\r\n", sound + "From: \x1b$B<>@\x1b(B <a@b>\r\n", nil},
 		{"no address", sound + "From: Scanner\r\n", sound + "From: Scanner <s@d>\r\n", []string{"added the address missing in From"}},
 		{"empty From", sound + "From:\r\n", sound + "From: <s@d>\r\n", []string{"added the address missing in From"}},
-		{"unquoted comma cannot be told from a list", sound + "From: Scanner, 3rd floor <a@b>\r\n", sound + "From: Scanner, 3rd floor <a@b>\r\n", nil},
+		{"separator in a display name", sound + "From: Scanner, 3rd floor <a@b>\r\n", sound + "From: \"Scanner, 3rd floor\" <a@b>\r\n",
+			[]string{"quoted the display name in From"}},
+		{"colon in a display name", sound + "From: Alarm: Pump 3 <a@b>\r\n", sound + "From: \"Alarm: Pump 3\" <a@b>\r\n",
+			[]string{"quoted the display name in From"}},
+		{"two addresses are a list", sound + "From: x@y, 3rd floor <a@b>\r\n", sound + "From: x@y, 3rd floor <a@b>\r\n", nil},
+		{"a group stays", sound + "From: group: a@b;\r\n", sound + "From: group: a@b;\r\n", nil},
+		{"a quoted comma stays", sound + "From: \"Scanner, 3rd\" <a@b>\r\n", sound + "From: \"Scanner, 3rd\" <a@b>\r\n", nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -121,6 +121,9 @@ func (q *Queue) Settle(ctx context.Context, env *envelope.Envelope, p envelope.P
 	if len(p.Open(env)) == 0 && p.State == envelope.Sent {
 		return q.finish(ctx, e)
 	}
+	if p.State == envelope.Held {
+		q.quarantined(env.ID, errors.New(p.Reason))
+	}
 	if p.State == envelope.Failed {
 		p.Due = p.Changed.Add(q.opts.KeepFailed)
 	}

@@ -299,7 +299,7 @@ func (q *Queue) lost(e *entry) {
 }
 
 func (q *Queue) quarantined(id envelope.ID, err error) {
-	q.log.Error("message quarantined: it is not what was accepted, and is not sent", zap.String("id", string(id)), zap.Error(err))
+	q.log.Error("message quarantined, and not sent", zap.String("id", string(id)), zap.Error(err))
 	q.metrics.quarantined.Inc()
 }
 

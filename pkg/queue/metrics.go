@@ -44,7 +44,7 @@ func newMetrics(reg prometheus.Registerer, q *Queue) *metrics {
 		queue:         q,
 		faults:        counter("relayd_queue_faults_total", "Failed operations of the queue's storage."),
 		reopened:      counter("relayd_queue_reopened_total", "Times the queue's storage was reopened after a fault."),
-		quarantined:   counter("relayd_queue_quarantined_total", "Messages held because they do not match their hash."),
+		quarantined:   counter("relayd_queue_quarantined_total", "Messages held because they do not match their hash, or crashed every attempt."),
 		lost:          counter("relayd_queue_lost_total", "Messages gone from the queue's storage. Anything but 0 is an emergency."),
 		auditFailures: counter("relayd_queue_audit_failures_total", "Streams found changed after a clean stop."),
 		messages:      prometheus.NewDesc("relayd_queue_messages", "Messages in the queue.", label, nil),

@@ -81,6 +81,9 @@ func (s *session) receive(b *body) (*envelope.Envelope, error) {
 	return env, err
 }
 
+// maxField is the longest header field Exchange Online takes, in octets (its 554 5.6.211); better told at the door.
+const maxField = 32 << 10
+
 // store reads the header, lets policy and repair work on it, and streams header and body into the queue.
 func (s *session) store(env *envelope.Envelope, in *incoming) error {
 	h, rest, err := message.ReadHeader(in, s.set.Limits.HeaderBytes)
@@ -94,6 +97,9 @@ func (s *session) store(env *envelope.Envelope, in *incoming) error {
 		return refuse(reasonLoop, 554, status.Enhanced{5, 4, 6}, "too many hops: the message goes in a circle")
 	}
 	for i := range h.Fields {
+		if f := &h.Fields[i]; len(f.Raw) > maxField {
+			return refuse(reasonSize, 552, status.Enhanced{5, 3, 4}, "header field %.40s exceeds 32 KiB", f.Name)
+		}
 		if bytes.IndexByte(h.Fields[i].Raw, 0) >= 0 {
 			return refuse(reasonContent, 554, status.Enhanced{5, 6, 0}, "NUL in the header")
 		}
@@ -156,7 +162,8 @@ func (s *session) choose(env *envelope.Envelope, h *message.Header) error {
 }
 
 // author returns the first address of From, empty if there is none that can be read. Every address in it must be the
-// client's to use: which one a reader takes for the author is not ours to guess.
+// client's to use, or a configured one: which one a reader takes for the author is not ours to guess. Several need a
+// Sender (RFC 5322, section 3.6.2), without which Exchange Online refuses them.
 func (s *session) author(h *message.Header) (first envelope.Address, err error) {
 	if h.Count("From") > 1 {
 		return "", refuse(reasonContent, 554, status.Enhanced{5, 6, 0}, "more than one From field")
@@ -182,6 +189,13 @@ func (s *session) author(h *message.Header) (first envelope.Address, err error) 
 		}
 		if first == "" {
 			first = a
+			continue
+		}
+		if err := s.set.Policy.Known(a); err != nil {
+			return "", bySender(err)
+		}
+		if h.Get("Sender") == nil {
+			return "", refuse(reasonContent, 550, status.Enhanced{5, 1, 20}, "several addresses in From need a Sender field")
 		}
 	}
 	if unread && first != "" {
