@@ -311,7 +311,7 @@ func (x *fakeExchange) Deliver(ctx context.Context, route *envelope.Route, env *
 		x.tries = append(x.tries, t)
 	}()
 	if x.answer == nil {
-		time.Sleep(x.latency)
+		advance(x.latency)
 		return accept(t)
 	}
 	out := x.answer(ctx, t)
@@ -406,7 +406,7 @@ func (r *rig) settled() (n int) {
 
 // after lets time pass until everything that was to happen in it has.
 func after(d time.Duration) {
-	time.Sleep(d)
+	advance(d)
 	synctest.Wait()
 }
 
@@ -416,3 +416,6 @@ func (r *rig) logged(message string) int { return r.logs.FilterMessage(message).
 const parkedLine = "parked: mail is kept until the cause is cured, and costs no attempt"
 
 func sender(i int) envelope.Address { return envelope.Address(fmt.Sprintf("s%03d@contoso.com", i)) }
+
+// advance lets fake time pass, in a synctest bubble.
+func advance(d time.Duration) { <-time.After(d) }

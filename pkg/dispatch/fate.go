@@ -79,6 +79,7 @@ func (r *rules) judge(env *envelope.Envelope, p envelope.Progress, open []int, o
 			v.counted++
 		case status.ParkSender, status.ParkTenant:
 			parks++
+		default: // deferred
 		}
 		if w := weight(e.Action); w > most {
 			most, v.action, v.reason = w, e.Action, e.Error()

@@ -26,7 +26,7 @@ type refusing struct {
 func (r *refusing) set(actions map[envelope.Address]status.Action) { r.actions.Store(&actions) }
 
 func (r *refusing) answer(_ context.Context, t *try) status.Outcome {
-	time.Sleep(r.after)
+	advance(r.after)
 	if a, ok := (*r.actions.Load())[t.sender]; ok {
 		return refuse(t, a, "535 5.7.3 Authentication unsuccessful")
 	}
@@ -109,7 +109,7 @@ func TestParkOfATenant(t *testing.T) {
 				}
 				defer probing.Add(-1)
 			}
-			time.Sleep(time.Second)
+			advance(time.Second)
 			if try.tenant == "contoso" && !cured.Load() {
 				return refuse(try, status.ParkTenant, "7000222 secret expired")
 			}
@@ -258,13 +258,13 @@ func TestSuccessBesideABackOff(t *testing.T) {
 			case !try.begun.Equal(began):
 				return accept(try)
 			case try.id == "00000000000000000001": // closes after 1 s
-				time.Sleep(time.Second)
+				advance(time.Second)
 				return refuse(try, status.BackOffSender, "432 4.3.2 Concurrent connections limit exceeded")
 			case try.id == "00000000000000000002": // a success behind it
-				time.Sleep(2 * time.Second)
+				advance(2 * time.Second)
 				return accept(try)
 			default: // and another that meets the same
-				time.Sleep(3 * time.Second)
+				advance(3 * time.Second)
 				return refuse(try, status.BackOffSender, "432 4.3.2 Concurrent connections limit exceeded")
 			}
 		}
@@ -290,7 +290,7 @@ func TestOldSuccessDoesNotEndAPark(t *testing.T) {
 		r := newRig(t, nil)
 		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
 			if try.id == "00000000000000000001" {
-				time.Sleep(30 * time.Second)
+				advance(30 * time.Second)
 				return accept(try)
 			}
 			return refuse(try, status.ParkSender, "535")
@@ -323,13 +323,13 @@ func TestOneProbeAtATime(t *testing.T) {
 					case try.begun.Sub(began) > time.Second:
 						probes.Add(1)
 						most.Store(max(most.Load(), probing.Add(1)))
-						time.Sleep(5 * time.Minute)
+						advance(5 * time.Minute)
 						probing.Add(-1)
 					case try.sender == sender(2): // begun before the park, ends while its first probe is under way
-						time.Sleep(3 * time.Minute)
+						advance(3 * time.Minute)
 						return refuse(try, status.Retry, "reset")
 					default:
-						time.Sleep(time.Second)
+						advance(time.Second)
 					}
 					return refuse(try, action, "refused")
 				}
@@ -633,7 +633,7 @@ func TestReload(t *testing.T) {
 					r.router.remove(sender(i))
 				}
 				r.d.Reload(nil, 0)
-				time.Sleep(some(random, 20*time.Millisecond))
+				advance(some(random, 20*time.Millisecond))
 			}
 			for i := range 10 {
 				r.router.set(sender(i), envelope.Route{Tenant: "contoso", Connections: 2})

@@ -65,11 +65,11 @@ func TestLimitsOfAMailboxHold(t *testing.T) {
 						before, behind = 0, 0
 					}
 					r.exchange.mu.Unlock()
-					time.Sleep(before)
+					advance(before)
 					r.exchange.mu.Lock()
 					arrivals[try.login] = append(arrivals[try.login], arrival{time.Now(), 1})
 					r.exchange.mu.Unlock()
-					time.Sleep(behind)
+					advance(behind)
 					return accept(try)
 				}
 				// Three senders of one mailbox count together, one on its own alone.
@@ -183,13 +183,13 @@ func TestRecipientsOfADay(t *testing.T) {
 			r.exchange.mu.Lock()
 			before, outcome := some(random, 5*time.Minute), random.IntN(10)
 			r.exchange.mu.Unlock()
-			time.Sleep(before)
+			advance(before)
 			r.exchange.mu.Lock()
 			if outcome != 0 {
 				arrivals = append(arrivals, arrival{time.Now(), len(try.open)})
 			}
 			r.exchange.mu.Unlock()
-			time.Sleep(before)
+			advance(before)
 			switch outcome {
 			case 0: // gives back what was reserved for it
 				return refuse(try, status.Retry, "busy")

@@ -231,7 +231,7 @@ func TestNoStampede(t *testing.T) {
 		began := time.Now()
 		outage := 10 * time.Minute
 		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
-			time.Sleep(100 * time.Millisecond)
+			advance(100 * time.Millisecond)
 			if time.Since(began) < outage {
 				return refuse(try, status.Retry, "cannot be reached")
 			}
@@ -341,7 +341,7 @@ func TestMetrics(t *testing.T) {
 		r := newRig(t, func(o *Options) { o.SenderLabels = 2 })
 		answers := []status.Action{status.Retry, status.Fail, status.ParkSender, status.Uncertain}
 		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
-			time.Sleep(time.Second)
+			advance(time.Second)
 			if try.id <= "00000000000000000004" {
 				return refuse(try, answers[try.id[19]-'1'], "no")
 			}

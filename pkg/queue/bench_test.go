@@ -15,8 +15,8 @@ import (
 	"relayd/pkg/envelope"
 )
 
-// benchQueue opens a queue in dir; close ends it cleanly.
-func benchQueue(b *testing.B, dir string) (q *Queue, close func()) {
+// benchQueue opens a queue in dir; stop ends it cleanly.
+func benchQueue(b *testing.B, dir string) (q *Queue, stop func()) {
 	b.Helper()
 	srv, err := broker.Open(context.Background(), broker.Options{Dir: dir, Logger: zap.NewNop()})
 	if err != nil {

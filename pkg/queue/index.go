@@ -128,12 +128,12 @@ func (x *index) laneFor(sender envelope.Address) *lane {
 	return l
 }
 
-// add takes in a message that is on the disk. It reports false for one it knows already.
-func (x *index) add(e *entry, sender envelope.Address) bool {
+// add takes in a message that is on the disk. One it knows already stays as it is.
+func (x *index) add(e *entry, sender envelope.Address) {
 	x.mu.Lock()
 	if x.entries[e.id] != nil {
 		x.mu.Unlock()
-		return false
+		return
 	}
 	e.lane = x.laneFor(sender)
 	e.pos = -1
@@ -142,7 +142,6 @@ func (x *index) add(e *entry, sender envelope.Address) bool {
 	tell := x.enqueue(e)
 	x.mu.Unlock()
 	tell()
-	return true
 }
 
 // enqueue puts e into its lane if it waits, and returns the call that tells the watcher, to be made without mu.
