@@ -162,7 +162,7 @@ func (j *job) json() io.Reader {
 
 // nodeDir is where scripts/test-deps has put nodemailer.
 func nodeDir() string {
-	if dir := os.Getenv("RELAYD_NODE_DIR"); dir != "" {
+	if dir := os.Getenv("TEST_NODE_DIR"); dir != "" {
 		return dir
 	}
 	cache, err := os.UserCacheDir()

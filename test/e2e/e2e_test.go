@@ -35,7 +35,7 @@ var relayd string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
-// run builds relayd once, or takes the one RELAYD_TEST_BIN names.
+// run builds relayd once, or takes the one TEST_RELAYD_BIN names.
 func run(m *testing.M) int {
 	flag.Parse()
 	// These tests wait, for other processes and their timers, far more than they compute.
@@ -49,7 +49,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	relayd = os.Getenv("RELAYD_TEST_BIN")
+	relayd = os.Getenv("TEST_RELAYD_BIN")
 	if relayd == "" {
 		if relayd, err = rig.Build(context.Background(), dir, race); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -62,7 +62,7 @@ func run(m *testing.M) int {
 // skip ends a test that needs what this machine has not; where nothing may be skipped, it fails.
 func skip(t *testing.T, format string, args ...any) {
 	t.Helper()
-	if os.Getenv("RELAYD_TEST_NO_SKIP") == "1" {
+	if os.Getenv("TEST_NO_SKIP") == "1" {
 		t.Fatalf(format, args...)
 	}
 	t.Skipf(format, args...)
