@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -185,6 +186,9 @@ func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
+		if os.Getenv("TEST_NO_SKIP") != "" {
+			t.Fatal(err)
+		}
 		t.Skipf("needs the right to mount a small file system (root): %v", err)
 	}
 	t.Cleanup(func() {

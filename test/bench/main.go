@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -22,13 +21,6 @@ import (
 
 	"relayd/test/rig"
 )
-
-func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
-}
 
 type options struct {
 	messages, size, sessions, rounds, connections int
@@ -55,31 +47,23 @@ type running struct {
 	stop    func() (cpu time.Duration, err error)
 }
 
-func run() (err error) {
+func main() {
 	var o options
 	flag.IntVar(&o.messages, "messages", 10_000, "messages a round")
 	flag.IntVar(&o.size, "size", 10<<10, "octets of a message")
 	flag.IntVar(&o.sessions, "sessions", 16, "parallel SMTP sessions")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds, of which the median counts")
 	flag.IntVar(&o.connections, "connections", 20, "connections to the sink (Postfix's default)")
-	flag.Parse()
+	rig.Main("bench", o.run)
+}
+
+func (o *options) run(ctx context.Context, bin, dir string) error {
 	for _, program := range []string{"postfix", "smtp-source", "smtp-sink"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return fmt.Errorf("%s is missing: install the Debian package postfix", program)
 		}
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	dir, err := os.MkdirTemp("", "relayd-bench-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if err := os.Chmod(dir, 0o755); err != nil { // Postfix's processes run as another user
-		return err
-	}
-	bin, err := rig.Build(ctx, dir, false)
-	if err != nil {
 		return err
 	}
 	contenders := []contender{

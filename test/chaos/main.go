@@ -9,8 +9,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"os"
-	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -19,13 +17,6 @@ import (
 	"relayd/test/rig"
 )
 
-func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "chaos:", err)
-		os.Exit(1)
-	}
-}
-
 type options struct {
 	length, every time.Duration
 	sessions      int
@@ -33,25 +24,17 @@ type options struct {
 	connections   int
 }
 
-func run() (err error) {
+func main() {
 	var o options
 	flag.DurationVar(&o.length, "for", 5*time.Minute, "how long to go on")
 	flag.DurationVar(&o.every, "every", 2*time.Second, "time between kills, restart included")
 	flag.IntVar(&o.sessions, "sessions", 8, "SMTP sessions of the load")
 	flag.IntVar(&o.senders, "senders", 20, "mailboxes")
 	flag.IntVar(&o.connections, "connections", 3, "connections each mailbox may use")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	dir, err := os.MkdirTemp("", "relayd-chaos-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	bin, err := rig.Build(ctx, dir, false)
-	if err != nil {
-		return err
-	}
+	rig.Main("chaos", o.run)
+}
+
+func (o *options) run(ctx context.Context, bin, dir string) error {
 	far, err := rig.StartSandbox(ctx, bin, dir, "--messages-per-minute", "0", "--recipients-per-day", "0", "--max-body-bytes", strconv.Itoa(4<<30))
 	if err != nil {
 		return err

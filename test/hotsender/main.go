@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"time"
@@ -16,36 +15,21 @@ import (
 	"relayd/test/rig"
 )
 
-func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "hotsender:", err)
-		os.Exit(1)
-	}
-}
-
 type options struct {
 	messages, senders, rounds int
 	latency                   time.Duration
 }
 
-func run() (err error) {
+func main() {
 	var o options
 	flag.IntVar(&o.messages, "messages", 50_000, "messages in all, nine tenths of them the hot sender's")
 	flag.IntVar(&o.senders, "senders", 100, "senders, the hot one included")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds, of which the median counts")
 	flag.DurationVar(&o.latency, "latency", 0, "time Exchange Online takes to answer the final dot")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	dir, err := os.MkdirTemp("", "relayd-hotsender-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	bin, err := rig.Build(ctx, dir, false)
-	if err != nil {
-		return err
-	}
+	rig.Main("hotsender", o.run)
+}
+
+func (o *options) run(ctx context.Context, bin, dir string) error {
 	var with, without []time.Duration
 	for round := range o.rounds {
 		for _, hot := range []bool{false, true} {
