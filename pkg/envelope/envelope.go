@@ -9,6 +9,7 @@ package envelope
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
 	"io"
 	"strings"
@@ -57,6 +58,22 @@ func (id ID) Valid() bool {
 	return true
 }
 
+// Derived returns the ID of what relayd itself writes about the message id: the same for the same label each time, so that
+// storing it twice is storing it once.
+func (id ID) Derived(label string) ID {
+	sum := sha256.Sum256([]byte(string(id) + " " + label))
+	b := []byte(id.orZero())
+	encode32(b[10:], binary.BigEndian.Uint64(sum[:]))
+	return ID(b)
+}
+
+func (id ID) orZero() ID {
+	if id.Valid() {
+		return id
+	}
+	return ID(strings.Repeat("0", idLen))
+}
+
 // Time returns the moment of acceptance the ID carries, to the millisecond; the zero time where it is not valid.
 func (id ID) Time() time.Time {
 	if !id.Valid() {
@@ -89,6 +106,7 @@ type Envelope struct {
 	EnvelopeID  string      `json:"envid,omitempty"`      // ENVID, xtext as given
 	MessageID   string      `json:"message_id,omitempty"` // with its angle brackets
 	Repairs     []string    `json:"repairs,omitempty"`    // what device repair changed, in words
+	LongLines   bool        `json:"long_lines,omitempty"` // a line over 998 octets was seen (RFC 5322, section 2.1.1): re-encoded on the way out
 }
 
 // Recipient is one RCPT TO with its delivery status notification parameters (RFC 3461).
@@ -124,12 +142,20 @@ type Progress struct {
 	Changed  time.Time `json:"changed,omitzero"`   // when this record was written
 	Reason   string    `json:"reason,omitempty"`   // why held, or the last reply
 	Results  []Result  `json:"results,omitempty"`  // one per recipient of the envelope, same order; empty: all queued
+
+	Part   int  `json:"part,omitempty"`   // recipients in one transaction, where a reply taught that more are too many
+	Warned bool `json:"warned,omitempty"` // the sender has been told of the delay
 }
 
 // Result is one recipient's state and the last reply about it.
 type Result struct {
-	State State  `json:"state"`
-	Reply string `json:"reply,omitempty"` // "550 5.1.10 Recipient not found", control characters escaped
+	State    State     `json:"state"`
+	Reply    string    `json:"reply,omitempty"`    // "550 5.1.10 Recipient not found", control characters escaped
+	Attempts int       `json:"attempts,omitempty"` // that cost this recipient a life
+	Due      time.Time `json:"due,omitzero"`       // not before this time; zero: Progress.Due
+	Rule     string    `json:"rule,omitempty"`     // name of the catalogue's row that knew the reply
+	Owed     bool      `json:"owed,omitempty"`     // failed, and the sender is yet to be told
+	Changed  time.Time `json:"changed,omitzero"`   // when State became final
 }
 
 // Open returns the indices of env's recipients that are not settled in p.
@@ -150,6 +176,11 @@ type Route struct {
 	Connections       int     // concurrent sending sessions for Login
 	MessagesPerMinute int     // for Login, in any 60 s
 	RecipientsPerDay  int     // for Login, in any 24 h
+
+	RecipientsPerMessage int     // in one transaction; 0: no limit
+	RecipientsPerDomain  int     // of one domain, in one transaction; 0: no limit
+	Fallback             Address // sender to go through while this one is parked; empty: none
+	From                 Address // what From is to be rewritten to on the way out; empty: left as it is
 }
 
 // Mailbox names the unit Exchange Online limits: one login of one tenant.
@@ -164,4 +195,8 @@ type Claim struct {
 
 	// Body opens the stored message. Its io.EOF vouches for every octet before: a damaged body ends in ErrCorrupt instead.
 	Body func(ctx context.Context) io.Reader
+
+	// Mark notes that the end of the message is about to be sent, in a way that kill -9 does not undo: found again at the
+	// next start, the message is Uncertain. Settle and Release take the mark away. nil: there is nothing to mark.
+	Mark func()
 }

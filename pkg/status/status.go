@@ -8,6 +8,8 @@ package status
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 )
 
 // Enhanced is an enhanced status code (RFC 3463), for example {4, 3, 1}. The zero value means none was given.
@@ -34,9 +36,26 @@ const (
 	ParkSender                  // nobody's mail is at fault: hold all mail of this sender, spend no attempt
 	ParkTenant                  // the same for every sender of the tenant
 	Uncertain                   // the final dot was sent and no reply came (RFC 1047): retry, flagged as a possible duplicate
+
+	Split              // more recipients than one transaction may have: the rest, or smaller parts, at once; no attempt is spent
+	RetryOnce          // try this recipient once more, after Error.Wait; the same reply again fails it
+	HoldSender         // the mailbox's quota is used up: keep its mail until some of it is back, which takes hours; no attempt is spent
+	HoldSenderExternal // the same for recipients outside the sender's organisation only
+	HoldTenantExternal // the same for every sender of the tenant
 )
 
-var actionNames = [...]string{"retry", "fail", "back off sender", "back off tenant", "park sender", "park tenant", "uncertain"}
+// actionNames are the words of log, page and configuration.
+var actionNames = [...]string{
+	Retry: "retry", Fail: "fail", BackOffSender: "back off sender", BackOffTenant: "back off tenant", ParkSender: "park sender",
+	ParkTenant: "park tenant", Uncertain: "uncertain", Split: "split", RetryOnce: "retry once", HoldSender: "hold sender",
+	HoldSenderExternal: "hold sender external", HoldTenantExternal: "hold tenant external",
+}
+
+// ParseAction reads the name String returns.
+func ParseAction(name string) (Action, bool) {
+	i := slices.Index(actionNames[:], name)
+	return Action(max(i, 0)), i >= 0
+}
 
 // String names the action as the log and the admin page do.
 func (a Action) String() string {
@@ -70,7 +89,12 @@ type Error struct {
 	Text     string   // one line, safe to show to a client: no secret, host, path or setting of ours
 	Stage    Stage    // where in a delivery; empty at intake
 	Action   Action   // zero value: retry
-	Err      error    // cause, for logs; may be nil
+	Err      error    // what lies behind it, for logs; may be nil
+
+	Rule   string        // name of the catalogue's row that decided on Action; empty: none did
+	Wait   time.Duration // the recipient is tried no sooner than this; 0: as the schedule says
+	Cause  string        // what is wrong, in a sentence for the operator; empty: not known
+	Advice string        // what to change: portal path, PowerShell; empty: nothing a person could do
 }
 
 // Error returns reply code, enhanced code and text, without the cause.
@@ -113,4 +137,15 @@ func From(err error) *Error {
 type Outcome struct {
 	Reply string   // Exchange Online's reply to the final dot, control characters escaped; empty when there was none
 	Errs  []*Error // one for each recipient tried, in the order tried; nil: accepted
+}
+
+// Park is a sender's mailbox, or a whole tenant, that cannot send now: its mail is kept, and spends neither attempts nor
+// lifetime.
+type Park struct {
+	Tenant  string    // name in the configuration
+	Login   string    // mailbox; empty: the whole tenant
+	Since   time.Time // when the first reply of this kind came
+	Quota   bool      // heals by itself within a day; else a person must act
+	Resumed bool      // the park is over
+	Err     *Error    // the reply behind it, with cause and advice; nil where Resumed
 }
