@@ -16,7 +16,7 @@ import (
 // Sender is one rule. Where several match, an exact address goes before its domain.
 type Sender struct {
 	Match string         // "local@domain" or "*@domain", compared without case
-	Route envelope.Route // Login empty: the address itself
+	Route envelope.Route // Login empty: the address itself; Fallback, where set, must match a rule too
 }
 
 // Options are the rules in force.
@@ -27,6 +27,9 @@ type Options struct {
 	RewriteTo envelope.Address
 	// KeepOriginal asks that a rewritten message's original From becomes its Reply-To.
 	KeepOriginal bool
+
+	// Domains are those of each tenant, by name, that none of its senders is in: see External.
+	Domains map[string][]string
 }
 
 // Policy answers for one set of rules at a time. All methods may be called at once.
@@ -37,6 +40,7 @@ type Policy struct {
 type rules struct {
 	exact        map[string]envelope.Route
 	domain       map[string]envelope.Route
+	own          map[string]map[string]bool // domains by tenant
 	rewriteTo    envelope.Address
 	keepOriginal bool
 }
@@ -51,7 +55,7 @@ func New(opts Options) *Policy {
 // Configure replaces the rules at once.
 func (p *Policy) Configure(opts Options) {
 	r := &rules{
-		exact: map[string]envelope.Route{}, domain: map[string]envelope.Route{},
+		exact: map[string]envelope.Route{}, domain: map[string]envelope.Route{}, own: map[string]map[string]bool{},
 		rewriteTo: opts.RewriteTo, keepOriginal: opts.KeepOriginal,
 	}
 	for _, s := range opts.Senders {
@@ -61,8 +65,21 @@ func (p *Policy) Configure(opts Options) {
 		} else {
 			r.exact[match] = s.Route
 		}
+		r.owns(s.Route.Tenant, envelope.Address(match).Domain())
+	}
+	for tenant, domains := range opts.Domains {
+		for _, domain := range domains {
+			r.owns(tenant, strings.ToLower(domain))
+		}
 	}
 	p.rules.Store(r)
+}
+
+func (r *rules) owns(tenant, domain string) {
+	if r.own[tenant] == nil {
+		r.own[tenant] = map[string]bool{}
+	}
+	r.own[tenant][domain] = true
 }
 
 func (r *rules) route(a envelope.Address) (envelope.Route, bool) {
@@ -117,11 +134,22 @@ func (p *Policy) Choose(reversePath, from envelope.Address) (sender envelope.Add
 // ErrNoRoute reports a sender whose rule was taken out of the configuration after its mail was accepted.
 var ErrNoRoute = errors.New("no sender with that address is configured any more")
 
-// Route returns the way of a sender Choose has returned. The error is ErrNoRoute.
+// Route returns the way of a sender Choose has returned. Its Fallback is never the sender itself, nor another that goes by
+// the same mailbox: what keeps one from sending keeps the other. The error is ErrNoRoute.
 func (p *Policy) Route(sender envelope.Address) (*envelope.Route, error) {
-	route, ok := p.rules.Load().route(sender)
+	r := p.rules.Load()
+	route, ok := r.route(sender)
 	if !ok {
 		return nil, ErrNoRoute
 	}
+	if other, ok := r.route(route.Fallback); ok && other.Mailbox() == route.Mailbox() || route.Fallback.Key() == sender.Key() {
+		route.Fallback = ""
+	}
 	return &route, nil
+}
+
+// External reports whether recipient is outside tenant's own domains: those of the senders configured for it, and the
+// ones Options.Domains adds. An organisation has others that relayd is not told of; their addresses count as outside.
+func (p *Policy) External(tenant string, recipient envelope.Address) bool {
+	return !p.rules.Load().own[tenant][strings.ToLower(recipient.Domain())]
 }

@@ -97,3 +97,72 @@ func TestRoute(t *testing.T) {
 		t.Errorf("got %v, want ErrNoRoute once the rule is gone", err)
 	}
 }
+
+func TestRouteCarriesItsLimitsAndFallback(t *testing.T) {
+	limits := envelope.Route{Tenant: "contoso", RecipientsPerMessage: 500, RecipientsPerDomain: 50, Fallback: "Spare@contoso.com"}
+	robot := limits
+	robot.Login = "robot@contoso.com"
+	p := New(Options{Senders: []Sender{
+		{Match: "*@contoso.com", Route: limits},
+		{Match: "alerts@contoso.com", Route: robot},
+		{Match: "lost@contoso.com", Route: envelope.Route{Tenant: "contoso", Fallback: "nobody@fabrikam.com"}},
+		{Match: "robot@contoso.com", Route: envelope.Route{Tenant: "contoso", Fallback: "alerts@contoso.com"}},
+		{Match: "*@fabrikam.com", Route: envelope.Route{Tenant: "fabrikam", Login: "all@fabrikam.com", Fallback: "spare@fabrikam.com"}},
+		{Match: "a@contoso.de", Route: envelope.Route{Tenant: "de", Login: "robot@contoso.com", Fallback: "alerts@contoso.com"}},
+	}})
+	tests := []struct {
+		name   string
+		sender envelope.Address
+		want   envelope.Address
+	}{
+		{"by a domain's rule", "a@contoso.com", "Spare@contoso.com"},
+		{"by an address's rule", "alerts@contoso.com", "Spare@contoso.com"},
+		{"the fallback itself has none", "spare@Contoso.com", ""},
+		{"one through the same mailbox is none", "robot@contoso.com", ""},
+		{"one domain, one mailbox", "a@fabrikam.com", ""},
+		{"the same login of another tenant is another mailbox", "a@contoso.de", "alerts@contoso.com"},
+		{"where it leads is asked when it is needed", "lost@contoso.com", "nobody@fabrikam.com"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := p.Route(tt.sender)
+			if err != nil || got.Fallback != tt.want {
+				t.Fatalf("got fallback %q, %v, want %q", got.Fallback, err, tt.want)
+			}
+		})
+	}
+	got, err := p.Route("a@contoso.com")
+	if err != nil || got.RecipientsPerMessage != 500 || got.RecipientsPerDomain != 50 {
+		t.Errorf("got %+v, %v, want the rule's limits", got, err)
+	}
+}
+
+func TestExternal(t *testing.T) {
+	opts := rulesUnderTest()
+	opts.Domains = map[string][]string{"contoso": {"Contoso.onmicrosoft.com"}, "new": {"new.example"}}
+	p := New(opts)
+	tests := []struct {
+		tenant    string
+		recipient envelope.Address
+		want      bool
+	}{
+		{"contoso", "x@contoso.com", false},
+		{"contoso", "x@CONTOSO.com", false},
+		{"contoso", "x@mail.contoso.com", true}, // a subdomain is another domain
+		{"contoso", "only@fabrikam.com", true},  // another tenant's
+		{"contoso", "x@contoso.onmicrosoft.com", false},
+		{"fabrikam", "other@fabrikam.com", false}, // one configured address makes the domain ours
+		{"fabrikam", "x@contoso.onmicrosoft.com", true},
+		{"new", "x@new.example", false},
+		{"nobody", "x@contoso.com", true},
+	}
+	for _, tt := range tests {
+		if got := p.External(tt.tenant, tt.recipient); got != tt.want {
+			t.Errorf("External(%s, %s): got %v, want %v", tt.tenant, tt.recipient, got, tt.want)
+		}
+	}
+	p.Configure(Options{})
+	if !p.External("contoso", "x@contoso.com") {
+		t.Error("the domains of rules taken out are still ours")
+	}
+}
