@@ -27,6 +27,8 @@ type Config struct {
 	Tenants       []Tenant      `yaml:"tenants"`                         // app registrations in Entra ID
 	Senders       []Sender      `yaml:"senders"`                         // whose mail is sent, and by which tenant
 	UnknownSender UnknownSender `yaml:"unknown_sender"`                  // what becomes of mail from anybody else; default reject
+	Bounces       Bounces       `yaml:"bounces"`                         // who is told of mail that fails
+	Replies       []Reply       `yaml:"replies"`                         // replies to read otherwise than relayd does; none by default
 	Admin         Admin         `yaml:"admin"`                           // health and metrics for this machine
 	Metrics       Metrics       `yaml:"metrics"`                         // health and metrics for others
 	Log           Log           `yaml:"log"`                             // what is written to stderr
@@ -89,7 +91,7 @@ type Queue struct {
 	MaxBytes     Size       `yaml:"max_bytes" min:"1MiB"`              // all stored mail; default 10GiB
 	MinFreeBytes Size       `yaml:"min_free_bytes" min:"0"`            // disk left free; default 512MiB
 	Retry        []Duration `yaml:"retry" min:"1s" max:"7d"`           // waits between attempts; the last repeats
-	DelayWarning Duration   `yaml:"delay_warning" min:"0s" max:"365d"` // default 4h; 0: no warning
+	DelayWarning Duration   `yaml:"delay_warning" min:"0s" max:"365d"` // until the sender is told of a delay; default 4h; 0: never
 	KeepSent     Duration   `yaml:"keep_sent" min:"1h" max:"3650d"`    // history of sent mail; default 7d
 	KeepFailed   Duration   `yaml:"keep_failed" min:"1h" max:"3650d"`  // failed mail; default 30d
 }
@@ -139,6 +141,10 @@ type Sender struct {
 	Connections       int    `yaml:"connections" min:"1"`          // at once, each mailbox; default 3
 	MessagesPerMinute int    `yaml:"messages_per_minute" min:"1"`  // each mailbox; default 30
 	RecipientsPerDay  int    `yaml:"recipients_per_day" min:"1"`   // each mailbox; default 10000
+
+	RecipientsPerMessage int    `yaml:"recipients_per_message" min:"1"` // more are sent as several messages; default 500
+	RecipientsPerDomain  int    `yaml:"recipients_per_domain" min:"1"`  // of one domain in one message; default 200
+	Fallback             string `yaml:"fallback"`                       // sender to go through while this one is parked; default none
 }
 
 // UnknownSender is what becomes of mail whose sender no entry of senders covers: refused, or sent in another's name.
@@ -154,6 +160,31 @@ func (u *UnknownSender) UnmarshalText(text []byte) error {
 	}
 	u.RewriteTo = ""
 	return nil
+}
+
+// Bounces says who is told of mail that could not be delivered, or not yet.
+type Bounces struct {
+	Mode    []string `yaml:"mode" enum:"dsn,notify,off" single:"true"` // default dsn and notify, as far as From and Notify are set
+	From    string   `yaml:"from"`                                     // sender of what relayd writes itself; default none: it writes nothing
+	Notify  []string `yaml:"notify"`                                   // operators; default none
+	PerHour int      `yaml:"per_hour" min:"1"`                         // messages relayd writes in any hour; default 100
+}
+
+// Reply is a row of the catalogue of replies: an addition, or in place of the built-in row of that name. Of the fields
+// that say which replies it is about, those that are empty fit any.
+type Reply struct {
+	Name     string   `yaml:"name" jsonschema:"required"`
+	Stage    string   `yaml:"stage" enum:"greeting,ehlo,starttls,token,auth,mail,rcpt,data,dot"`
+	Code     string   `yaml:"code"`     // reply code, or the digits it begins with
+	Enhanced string   `yaml:"enhanced"` // enhanced status code; its last number may be a range: 4.7.500-699
+	Text     string   `yaml:"text"`     // part of the text, without regard to case
+	Error    string   `yaml:"error"`    // with stage token: Entra ID's error
+	AADSTS   []int    `yaml:"aadsts"`   // with stage token: any of these numbers
+	Action   string   `yaml:"action" jsonschema:"required" enum:"retry,retry once,fail,split,back off sender,back off tenant,park sender,park tenant,hold sender,hold sender external,hold tenant external"`
+	Fresh    bool     `yaml:"fresh_token"`             // try once more with a new access token first
+	Wait     Duration `yaml:"wait" min:"0s" max:"24h"` // before the next attempt, at least
+	Cause    string   `yaml:"cause"`                   // what is wrong, for the operator
+	Advice   string   `yaml:"advice"`                  // what to do about it
 }
 
 // Admin is the listener for this machine.

@@ -75,6 +75,16 @@ func (d *decoder) decode(key string, n *yaml.Node, v reflect.Value, tag reflect.
 		}
 		return
 	}
+	if n.Kind == yaml.ScalarNode && v.Kind() == reflect.Slice && tag.Get("single") != "" && n.ShortTag() != "!!null" {
+		words := *n
+		words.Kind, words.Content = yaml.SequenceNode, nil
+		for word := range strings.SplitSeq(n.Value, "|") {
+			one := *n
+			one.Value = strings.TrimSpace(word)
+			words.Content = append(words.Content, &one)
+		}
+		n = &words
+	}
 	if n.Kind == yaml.ScalarNode {
 		d.decodeScalar(key, n, v, tag)
 		return
@@ -181,10 +191,10 @@ func unknownKey(t reflect.Type, path, key string) string {
 // comesLater reports whether path is a key of the documented configuration that this version does not have yet.
 func comesLater(path string) bool {
 	switch path {
-	case "nats", "bounces", "vault", "tracing",
+	case "nats", "vault", "tracing",
 		"queue.urls", "queue.credentials_file", "queue.tls", "queue.replicas", "queue.prefix",
 		"tenants.certificate", "tenants.federated_token_file", "tenants.managed_identity", "tenants.graph_url",
-		"tenants.proxy", "senders.fallback",
+		"tenants.proxy",
 		"admin.public_url", "admin.tokens", "admin.oidc", "admin.tls":
 		return true
 	}
@@ -253,7 +263,7 @@ func parseScalar(v reflect.Value, text string) error {
 
 func unknownValue(text string, known []string) error {
 	switch text {
-	case "external", "delegated", "graph":
+	case "external", "delegated", "graph", "events":
 		return fmt.Errorf("%q is not available in this version; write %s", text, strings.Join(known, " or "))
 	}
 	near := nearest(text, known)

@@ -37,6 +37,7 @@ func Default() *Config {
 			KeepFailed:   Duration(30 * day),
 		},
 		UnknownSender: UnknownSender{ReplyToOriginal: true},
+		Bounces:       Bounces{Mode: []string{"dsn", "notify"}, PerHour: 100},
 		Admin:         Admin{Address: "127.0.0.1:8080"},
 		Metrics:       Metrics{PerSenderLimit: 200},
 		Log:           Log{Level: "info"},
@@ -62,7 +63,10 @@ func (l *Listener) setDefaults() {
 func (t *Tenant) setDefaults() { *t = Tenant{Cloud: "worldwide", Grant: "client_credentials"} }
 
 func (s *Sender) setDefaults() {
-	*s = Sender{Transport: "smtp", Connections: 3, MessagesPerMinute: 30, RecipientsPerDay: 10000}
+	*s = Sender{
+		Transport: "smtp", Connections: 3, MessagesPerMinute: 30, RecipientsPerDay: 10000,
+		RecipientsPerMessage: 500, RecipientsPerDomain: 200,
+	}
 }
 
 // complete fills in what depends on other values, once all of them are read.

@@ -32,7 +32,8 @@ func TestEnvironmentKnowsEveryScalar(t *testing.T) {
 	scalars("", reflect.ValueOf(Default()).Elem(), func(key string, _ func(string) error) { got = append(got, key) })
 	const want = "hostname data_dir limits.message_bytes limits.recipients limits.header_bytes limits.hops " +
 		"limits.memory_bytes queue.backend queue.lifetime queue.max_bytes queue.min_free_bytes queue.delay_warning " +
-		"queue.keep_sent queue.keep_failed unknown_sender.rewrite_to unknown_sender.reply_to_original admin.address " +
+		"queue.keep_sent queue.keep_failed unknown_sender.rewrite_to unknown_sender.reply_to_original bounces.from " +
+		"bounces.per_hour admin.address " +
 		"metrics.address metrics.per_sender_limit log.level log.format"
 	if strings.Join(got, " ") != want {
 		t.Errorf("got %v\nwant %v", got, want)

@@ -70,6 +70,15 @@ func annotate(path string, schema *jsonschema.Schema, v reflect.Value, definitio
 		property, _ := schema.Properties.Get(name)
 		key := strings.TrimPrefix(path+"."+name, ".")
 		property.Description = descriptions[key]
+		if f.Tag.Get("single") != "" {
+			words := &jsonschema.Schema{Type: "string"}
+			for word := range strings.SplitSeq(f.Tag.Get("enum"), ",") {
+				words.Enum = append(words.Enum, word)
+			}
+			property.Type, property.Items = "", nil
+			property.AnyOf = []*jsonschema.Schema{{Type: "string"}, {Type: "array", Items: words}}
+			continue
+		}
 		for word := range strings.SplitSeq(f.Tag.Get("enum"), ",") {
 			if word == "" {
 				continue

@@ -20,6 +20,8 @@ const (
 	exchangeConnections = 3
 	exchangePerMinute   = 30
 	exchangePerDay      = 10000
+	exchangePerMessage  = 1000
+	exchangePerDomain   = 200
 )
 
 // validate reports what is wrong with values that were read, each for itself and all together.
@@ -45,6 +47,8 @@ func (r *report) validate(c *Config, now time.Time) {
 	}
 	r.checkSenders(c)
 	r.checkUnknownSender(c)
+	r.checkBounces(c)
+	r.checkReplies(c)
 	r.checkHTTP(c)
 	r.checkSockets(c)
 }
@@ -322,7 +326,28 @@ func (r *report) checkSenders(c *Config) {
 			r.checkMailbox(key+".login", s.Login)
 		}
 		r.checkPace(key, s)
+		r.checkFallback(c, key, s)
 	}
+}
+
+func (r *report) checkFallback(c *Config, key string, s *Sender) {
+	key += ".fallback"
+	switch {
+	case s.Fallback == "" || !r.checkMailbox(key, s.Fallback):
+	case strings.EqualFold(s.Fallback, s.Address):
+		r.errorf(key, "is the sender itself; name another sender, or take it away")
+	case !covered(s.Fallback, c.patterns()):
+		r.errorf(key, "%q is covered by no entry of senders; add it there", s.Fallback)
+	}
+}
+
+// patterns returns what the entries of senders cover.
+func (c *Config) patterns() []string {
+	var patterns []string
+	for _, s := range c.Senders {
+		patterns = append(patterns, s.Address, s.Match)
+	}
+	return patterns
 }
 
 func (r *report) checkSenderTenant(c *Config, key, tenant string) {
@@ -349,6 +374,8 @@ func (r *report) checkPace(key string, s *Sender) {
 		{".connections", s.Connections, exchangeConnections},
 		{".messages_per_minute", s.MessagesPerMinute, exchangePerMinute},
 		{".recipients_per_day", s.RecipientsPerDay, exchangePerDay},
+		{".recipients_per_message", s.RecipientsPerMessage, exchangePerMessage},
+		{".recipients_per_domain", s.RecipientsPerDomain, exchangePerDomain},
 	} {
 		if pace.value > pace.most {
 			r.warnf(key+pace.name, "%d is more than Exchange Online allows a mailbox, %d; write less", pace.value, pace.most)
@@ -365,12 +392,57 @@ func (r *report) checkUnknownSender(c *Config) {
 		}
 		return
 	}
-	var patterns []string
-	for _, s := range c.Senders {
-		patterns = append(patterns, s.Address, s.Match)
-	}
-	if r.checkMailbox(key, to) && !covered(to, patterns) {
+	if r.checkMailbox(key, to) && !covered(to, c.patterns()) {
 		r.errorf(key, "%q is covered by no entry of senders; add it there", to)
+	}
+}
+
+func (r *report) checkBounces(c *Config) {
+	b := &c.Bounces
+	if slices.Contains(b.Mode, "off") && len(b.Mode) > 1 {
+		r.errorf("bounces.mode", "is off and more than that; write off alone, or take it away")
+	}
+	for i, to := range b.Notify {
+		r.checkMailbox(item("bounces.notify", i), to)
+	}
+	switch {
+	case b.From == "" && len(b.Notify) > 0:
+		r.errorf("bounces.from", "is missing, and notices need it; name the sender they go by, one of senders")
+	case b.From != "" && r.checkMailbox("bounces.from", b.From) && !covered(b.From, c.patterns()):
+		r.errorf("bounces.from", "%q is covered by no entry of senders; add it there", b.From)
+	}
+}
+
+func (r *report) checkReplies(c *Config) {
+	first := map[string]string{}
+	for i := range c.Replies {
+		row, key := &c.Replies[i], item("replies", i)
+		switch {
+		case !regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`).MatchString(row.Name):
+			r.errorf(key+".name", "%q is not a name; write up to 63 small letters, digits and dashes", row.Name)
+		case first[row.Name] != "":
+			r.errorf(key+".name", "%q is the name of %s, too; give each row its own", row.Name, first[row.Name])
+		}
+		first[row.Name] = key
+		if row.Action == "" {
+			r.errorf(key+".action", "is missing; write what to do, like retry or park sender")
+		}
+		if row.Code != "" && !regexp.MustCompile(`^[2345][0-9]{0,2}$`).MatchString(row.Code) {
+			r.errorf(key+".code", "%q is not a reply code; write one like 550, or the digits it begins with", row.Code)
+		}
+		if row.Enhanced != "" && !regexp.MustCompile(`^[245]\.[0-9]{1,3}\.[0-9]{1,3}(-[0-9]{1,3})?$`).MatchString(row.Enhanced) {
+			r.errorf(key+".enhanced", "%q is not an enhanced status code; write one like 5.7.60 or 4.7.500-699", row.Enhanced)
+		}
+		token := row.Error != "" || len(row.AADSTS) > 0
+		smtp := row.Code != "" || row.Enhanced != "" || row.Text != ""
+		switch {
+		case row.Stage == "token" && smtp:
+			r.errorf(key+".stage", "is token, where there is no SMTP reply; write error or aadsts, or another stage")
+		case row.Stage != "token" && token:
+			r.errorf(key+".stage", "error and aadsts are Entra ID's; write stage: token")
+		case !smtp && !token && row.Stage == "":
+			r.errorf(key, "fits every reply; write at least one of stage, code, enhanced, text, error and aadsts")
+		}
 	}
 }
 
