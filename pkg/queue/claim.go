@@ -68,6 +68,7 @@ func (q *Queue) fetch(ctx context.Context, e *entry) (envelope.Claim, error) {
 		return envelope.Claim{}, errUnavailable(errors.New("server is being reopened"))
 	}
 	mail, last := q.index.records(e)
+	uncertain := q.index.uncertain(e)
 	msg, err := st.get(ctx, e.stream, mail)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return envelope.Claim{}, errUnreadable("mail")
@@ -103,6 +104,12 @@ func (q *Queue) fetch(ctx context.Context, e *entry) (envelope.Claim, error) {
 		}
 		return &chunkReader{ctx: ctx, q: q, at: at, env: env, sum: sha256.New()}
 	}
+	if uncertain && claim.Progress.State != envelope.Uncertain { // found in the journal, and could not be recorded
+		flagInterrupted(env, &claim.Progress, time.Now())
+	}
+	if q.journal != nil {
+		claim.Mark = func() { q.journal.mark(interrupted{id: e.id, last: last, at: time.Now()}) }
+	}
 	return claim, nil
 }
 
@@ -114,26 +121,61 @@ func (q *Queue) Settle(ctx context.Context, env *envelope.Envelope, p envelope.P
 	if e == nil {
 		return fmt.Errorf("settle %s: not in the queue", env.ID)
 	}
-	if p.Changed.IsZero() {
-		p.Changed = time.Now()
-	}
-	q.history(env, &p)
+	q.complete(&p)
 	if len(p.Open(env)) == 0 && p.State == envelope.Sent {
 		return q.finish(ctx, e)
 	}
+	if err := q.writeState(ctx, e, &p); err != nil {
+		return err
+	}
+	q.journal.unmark(e.id)
 	if p.State == envelope.Held {
 		q.quarantined(env.ID, errors.New(p.Reason))
+	}
+	q.index.update(e, stateOf(p.State), p.Due)
+	return nil
+}
+
+// complete fills in what the caller of Settle or Note may leave open.
+func (q *Queue) complete(p *envelope.Progress) {
+	if p.Changed.IsZero() {
+		p.Changed = time.Now()
 	}
 	if p.State == envelope.Failed {
 		p.Due = p.Changed.Add(q.opts.KeepFailed)
 	}
-	return q.writeState(ctx, e, &p)
+}
+
+// Note makes an interim outcome durable while the claim goes on: after a crash, and where the claim ends in Release or
+// Rest, the message stands as p says. What was marked is answered by p, and the mark taken away. Errors as for Settle.
+func (q *Queue) Note(ctx context.Context, env *envelope.Envelope, p envelope.Progress) error {
+	e := q.index.get(env.ID)
+	if e == nil {
+		return fmt.Errorf("note %s: not in the queue", env.ID)
+	}
+	q.complete(&p)
+	if err := q.writeState(ctx, e, &p); err != nil {
+		return err
+	}
+	q.journal.unmark(e.id)
+	q.index.noted(e, stateOf(p.State), p.Due)
+	return nil
 }
 
 // Release ends a claim as if it had never been: nothing was tried that counts. A claim that was settled stays so.
 func (q *Queue) Release(env *envelope.Envelope, _ envelope.Progress) {
 	if e := q.index.get(env.ID); e != nil {
+		q.journal.unmark(e.id)
 		q.index.giveBack(e)
+	}
+}
+
+// Rest ends a claim as Release does, but the message is not offered again before until. Only memory knows of it: after a
+// restart the message is due as its records say.
+func (q *Queue) Rest(env *envelope.Envelope, until time.Time) {
+	if e := q.index.get(env.ID); e != nil {
+		q.journal.unmark(e.id)
+		q.index.rest(e, until)
 	}
 }
 
@@ -146,6 +188,7 @@ func (q *Queue) finish(ctx context.Context, e *entry) error {
 	_, last := q.index.records(e)
 	chunks, at := e.chunks, e.place()
 	q.index.drop(e)
+	q.journal.unmark(e.id)
 	if st := q.store.Load(); st != nil && (last != 0 || chunks != 0) {
 		if err := st.remove(ctx, at.stream, last); err != nil {
 			q.log.Debug("state record left behind", zap.String("id", string(at.id)), zap.Error(err))
@@ -159,13 +202,13 @@ func (q *Queue) finish(ctx context.Context, e *entry) error {
 	return nil
 }
 
-// writeState replaces the state record of a message the caller holds, and moves it in the index.
+// writeState replaces the state record of a message the caller holds.
 func (q *Queue) writeState(ctx context.Context, e *entry, p *envelope.Progress) error {
 	record, err := encodeState(p)
 	if err != nil {
 		return err
 	}
-	err = q.persist(ctx, "write state", func(st *store) error {
+	return q.persist(ctx, "write state", func(st *store) error {
 		_, last := q.index.records(e)
 		seq, err := st.putState(ctx, e.place(), record, last)
 		if apiCode(err) == codeWrongSequence {
@@ -175,15 +218,10 @@ func (q *Queue) writeState(ctx context.Context, e *entry, p *envelope.Progress) 
 			}
 		}
 		if err == nil {
-			q.index.wrote(e, seq)
+			q.index.wrote(e, seq, p.Attempts)
 		}
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	q.index.update(e, stateOf(p.State), p.Due)
-	return nil
 }
 
 // maxState leaves room for a subject and headers under the server's payload limit of 1 MiB.
@@ -232,27 +270,5 @@ func (q *Queue) persist(ctx context.Context, name string, op func(st *store) err
 			timer.Stop()
 			return fmt.Errorf("%s: %w", name, err)
 		}
-	}
-}
-
-// history notes an outcome. It is asynchronous and may lose its last moments in a crash: it is not the mail.
-func (q *Queue) history(env *envelope.Envelope, p *envelope.Progress) {
-	st := q.store.Load()
-	if st == nil {
-		return
-	}
-	envRecord, err1 := env.Encode()
-	record, err2 := p.Encode()
-	if err := errors.Join(err1, err2); err != nil {
-		q.log.Error("history record not written", zap.String("id", string(env.ID)), zap.Error(err))
-		return
-	}
-	at := st.place(env.ID, env.Sender)
-	msg := newRecord(fmt.Sprintf("relayd.history.%d.%s", at.shard, at.id), envRecord, record)
-	if p.State == envelope.Sent && q.opts.KeepSent < q.opts.KeepFailed {
-		msg.Header.Set(headerTTL, q.opts.KeepSent.Truncate(time.Second).String())
-	}
-	if err := st.conns[int(at.stream)%len(st.conns)].PublishMsg(msg); err != nil {
-		q.log.Warn("history record not written", zap.String("id", string(env.ID)), zap.Error(err))
 	}
 }

@@ -75,11 +75,11 @@ func TestKillAfterEachAcknowledgement(t *testing.T) {
 	step("claim", small.ID, envelope.Queued)
 	r.settle(c.Envelope, envelope.Progress{State: envelope.Deferred, Due: time.Now().Add(time.Hour)})
 	step("deferred", small.ID, envelope.Deferred)
-	if err := r.q.Hold(t.Context(), small.ID, "test"); err != nil {
+	if err := r.q.Hold(t.Context(), small.ID, "ann", "test"); err != nil {
 		t.Fatal(err)
 	}
 	step("hold", small.ID, envelope.Held)
-	if err := r.q.Resume(t.Context(), small.ID); err != nil {
+	if err := r.q.Resume(t.Context(), small.ID, "ann"); err != nil {
 		t.Fatal(err)
 	}
 	step("resume", small.ID, envelope.Queued)

@@ -115,7 +115,7 @@ func TestFlippedBit(t *testing.T) {
 				if _, err := r.q.Get(t.Context(), victim); !errors.Is(err, envelope.ErrCorrupt) {
 					t.Errorf("get: %v, want ErrCorrupt", err)
 				}
-				if err := r.q.Resume(t.Context(), victim); !errors.Is(err, envelope.ErrCorrupt) {
+				if err := r.q.Resume(t.Context(), victim, "ann"); !errors.Is(err, envelope.ErrCorrupt) {
 					t.Errorf("resume: %v, want ErrCorrupt", err)
 				}
 			})
@@ -215,7 +215,7 @@ func TestRecordsThatAreNotSent(t *testing.T) {
 		if errors.Is(err, envelope.ErrCorrupt) != row.corrupt || err == nil {
 			t.Errorf("%s: got %v, want corrupt: %v", row.name, err, row.corrupt)
 		}
-		if err := errors.Join(r.q.Resume(t.Context(), ids[i]), r.q.Hold(t.Context(), ids[i], "")); err == nil {
+		if err := errors.Join(r.q.Resume(t.Context(), ids[i], "ann"), r.q.Hold(t.Context(), ids[i], "ann", "")); err == nil {
 			t.Errorf("%s: resumed or held anew, which writes over what should be examined", row.name)
 		}
 		if got := r.state(ids[i]); got != envelope.Held {

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"container/heap"
+	"math"
 	"sync"
 	"time"
 
@@ -25,9 +26,10 @@ var stateNames = [numStates]envelope.State{
 	envelope.Queued, envelope.Sending, envelope.Deferred, envelope.Uncertain, envelope.Held, envelope.Failed,
 }
 
+// stateOf is where a message stands whose state record says s: nobody is sending it.
 func stateOf(s envelope.State) state {
 	for i, name := range stateNames {
-		if name == s {
+		if name == s && s != envelope.Sending {
 			return state(i)
 		}
 	}
@@ -55,6 +57,7 @@ type entry struct {
 	before        state  // of a claimed message: what it goes back to when nothing comes of the claim
 	chunks        uint16 // 32 GiB at most
 	record        uint16 // KiB of the mail record beside the body: with many recipients more than the body itself
+	attempts      uint16 // as the newest state record says; at most 65,535
 	pos           int32  // in its lane's heap; -1: not in it
 	mail, last    uint64 // sequences of the mail record and of the newest state record (0: none)
 	size          int64  // octets
@@ -74,6 +77,7 @@ func (e *entry) place() place { return place{e.stream, e.shard, e.id.unpack()} }
 type lane struct {
 	sender envelope.Address
 	parked string // why the sender cannot send now; empty: it can
+	count  int    // entries that point here, waiting or not
 	heap   []*entry
 }
 
@@ -136,6 +140,7 @@ func (x *index) add(e *entry, sender envelope.Address) {
 		return
 	}
 	e.lane = x.laneFor(sender)
+	e.lane.count++
 	e.pos = -1
 	x.entries[e.id] = e
 	x.stored.stored.Add(e.footprint())
@@ -177,6 +182,10 @@ func (x *index) take(sender envelope.Address, now time.Time) (e *entry, next tim
 // update gives e a new state and due time.
 func (x *index) update(e *entry, s state, due time.Time) {
 	x.mu.Lock()
+	if x.entries[e.id] != e {
+		x.mu.Unlock()
+		return
+	}
 	if e.pos >= 0 {
 		heap.Remove(e.lane, int(e.pos))
 	}
@@ -189,7 +198,23 @@ func (x *index) update(e *entry, s state, due time.Time) {
 	tell()
 }
 
-// drop forgets e. Its lane stays: a relay's senders are few and come back.
+// park notes why the sender cannot send now, "" that it can.
+func (x *index) park(sender envelope.Address, reason string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	l := x.laneFor(sender)
+	l.parked = reason
+	x.prune(l)
+}
+
+// prune forgets a lane with nothing in it and nothing to remember. The caller holds mu.
+func (x *index) prune(l *lane) {
+	if l.count == 0 && l.parked == "" {
+		delete(x.lanes, l.sender.Key())
+	}
+}
+
+// drop forgets e.
 func (x *index) drop(e *entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -201,11 +226,21 @@ func (x *index) drop(e *entry) {
 	}
 	delete(x.entries, e.id)
 	x.stored.stored.Add(-e.footprint())
+	e.lane.count--
+	x.prune(e.lane)
 }
 
 func (x *index) get(id envelope.ID) *entry {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	return x.find(id)
+}
+
+// find is get for a caller who holds mu.
+func (x *index) find(id envelope.ID) *entry {
+	if len(id) != len(packedID{}) {
+		return nil
+	}
 	return x.entries[packID(id)]
 }
 
@@ -229,6 +264,28 @@ func (x *index) giveBack(e *entry) {
 	tell()
 }
 
+// rest ends a claim like giveBack, and moves the entry's due time in memory.
+func (x *index) rest(e *entry, until time.Time) {
+	x.mu.Lock()
+	tell := func() {}
+	if x.entries[e.id] == e && e.state == stateSending {
+		e.state, e.due = e.before, until.UnixNano()
+		tell = x.enqueue(e)
+	}
+	x.mu.Unlock()
+	tell()
+}
+
+// noted changes what e goes back to at the end of its claim.
+func (x *index) noted(e *entry, s state, due time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e.before = s
+	if !due.IsZero() {
+		e.due = due.UnixNano()
+	}
+}
+
 // records returns the sequences of e's mail record and of its newest state record.
 func (x *index) records(e *entry) (mail, last uint64) {
 	x.mu.Lock()
@@ -236,9 +293,37 @@ func (x *index) records(e *entry) (mail, last uint64) {
 	return e.mail, e.last
 }
 
-// wrote notes the sequence of e's newest state record.
-func (x *index) wrote(e *entry, last uint64) {
+// uncertain reports whether e is, or was when it was claimed.
+func (x *index) uncertain(e *entry) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	e.last = last
+	return e.state == stateUncertain || e.state == stateSending && e.before == stateUncertain
+}
+
+// wrote notes the sequence of e's newest state record, and the attempts in it.
+func (x *index) wrote(e *entry, last uint64, attempts int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e.last, e.attempts = last, clampAttempts(attempts)
+}
+
+func clampAttempts(n int) uint16 { return uint16(min(max(n, 0), math.MaxUint16)) }
+
+// walkSlice is how many entries are visited before others get their turn at the index: well under a millisecond's worth.
+const walkSlice = 2048
+
+// walk calls visit for every entry, with mu held, but lets others have it in between and calls pause then. What comes or
+// goes meanwhile may or may not be visited.
+func (x *index) walk(visit func(*entry), pause func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	n := 0
+	for _, e := range x.entries {
+		visit(e)
+		if n++; n%walkSlice == 0 {
+			x.mu.Unlock()
+			pause()
+			x.mu.Lock()
+		}
+	}
 }

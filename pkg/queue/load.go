@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -42,9 +43,12 @@ func (q *Queue) attach(ctx context.Context, conns []*nats.Conn) error {
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("load queue: %w", err)
 	}
+	q.pendingMu.Lock()
+	refused := maps.Clone(q.refused) // nothing adds to it while there is no store
+	q.pendingMu.Unlock()
 	seen := map[packedID]bool{}
 	for _, l := range loads {
-		if err := l.merge(ctx, st, seen); err != nil {
+		if err := l.merge(ctx, st, seen, refused); err != nil {
 			return fmt.Errorf("load queue: %w", err)
 		}
 	}
@@ -61,6 +65,9 @@ func (q *Queue) attach(ctx context.Context, conns []*nats.Conn) error {
 			}
 		}
 	}
+	q.pendingMu.Lock()
+	clear(q.refused) // what was stored of it is removed, the rest never will be
+	q.pendingMu.Unlock()
 	q.store.Store(st)
 	return nil
 }
@@ -210,33 +217,19 @@ func (l *loading) readState(f *found, seq uint64, record []byte) {
 		f.entry.state, f.reason = stateHeld, err.Error()
 		return
 	}
-	if f.entry.state = stateOf(p.State); f.entry.state == stateSending {
-		f.entry.state = stateQueued // nobody sends it any more
-	}
+	f.entry.state, f.entry.attempts = stateOf(p.State), clampAttempts(p.Attempts)
 	if !p.Due.IsZero() { // a held message has none of its own
 		f.entry.due = p.Due.UnixNano()
 	}
 }
 
 // merge brings the index up to the stream and clears leftovers away.
-func (l *loading) merge(ctx context.Context, st *store, seen map[packedID]bool) error {
-	l.q.refusedMu.Lock()
-	refused := l.q.refused
-	l.q.refused = map[envelope.ID]bool{}
-	l.q.refusedMu.Unlock()
-	defer func() { // another stream's records may be among them
-		l.q.refusedMu.Lock()
-		for id := range refused {
-			l.q.refused[id] = true
-		}
-		l.q.refusedMu.Unlock()
-	}()
+func (l *loading) merge(ctx context.Context, st *store, seen map[packedID]bool, refused map[envelope.ID]bool) error {
 	for id, f := range l.found {
 		if refused[id.unpack()] { // its client was told to send again, and has
 			if err := st.remove(ctx, f.entry.stream, f.entry.mail); err != nil {
 				return err
 			}
-			delete(refused, id.unpack())
 			delete(l.found, id)
 			continue
 		}

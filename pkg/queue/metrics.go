@@ -9,14 +9,14 @@ import (
 	"relayd/pkg/envelope"
 )
 
-// scanShare bounds the time scrapes spend walking the index, which holds intake and dispatch up: a walk that took 40 ms (a
+// scanShare bounds the time scrapes spend walking the index, which slows intake and dispatch: a walk that took 40 ms (a
 // million entries) is repeated after 2 s at the soonest, a short one at every scrape.
 const scanShare = 50
 
 // metrics of the queue. relayd_queue_{messages,bytes,oldest_seconds} have the label state: queued, sending, deferred,
 // uncertain, held, failed, parked.
 type metrics struct {
-	faults, reopened, quarantined, lost, auditFailures prometheus.Counter
+	faults, reopened, quarantined, lost, interrupted, auditFailures prometheus.Counter
 
 	queue                   *Queue
 	messages, bytes, oldest *prometheus.Desc
@@ -46,6 +46,7 @@ func newMetrics(reg prometheus.Registerer, q *Queue) *metrics {
 		reopened:      counter("relayd_queue_reopened_total", "Times the queue's storage was reopened after a fault."),
 		quarantined:   counter("relayd_queue_quarantined_total", "Messages held because they do not match their hash, or crashed every attempt."),
 		lost:          counter("relayd_queue_lost_total", "Messages gone from the queue's storage. Anything but 0 is an emergency."),
+		interrupted:   counter("relayd_queue_interrupted_total", "Messages whose sending was cut off between the final dot and the outcome: possible duplicates."),
 		auditFailures: counter("relayd_queue_audit_failures_total", "Streams found changed after a clean stop."),
 		messages:      prometheus.NewDesc("relayd_queue_messages", "Messages in the queue.", label, nil),
 		bytes:         prometheus.NewDesc("relayd_queue_bytes", "Octets of the messages in the queue.", label, nil),
@@ -88,9 +89,7 @@ func (q *Queue) count() map[envelope.State]*tally {
 	for _, s := range stateNames {
 		tallies[s] = &tally{}
 	}
-	q.index.mu.Lock()
-	defer q.index.mu.Unlock()
-	for _, e := range q.index.entries {
+	q.index.walk(func(e *entry) {
 		s := stateNames[e.state]
 		if e.state.waiting() && e.lane.parked != "" {
 			s = envelope.Parked
@@ -101,6 +100,6 @@ func (q *Queue) count() map[envelope.State]*tally {
 		if t.oldest == "" || string(e.id[:]) < string(t.oldest) {
 			t.oldest = e.id.unpack()
 		}
-	}
+	}, func() {})
 	return tallies
 }

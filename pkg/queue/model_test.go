@@ -129,13 +129,13 @@ func TestModel(t *testing.T) {
 			},
 			"hold": func(t *rapid.T) {
 				if x := m.pick(t, free); x != nil {
-					must(r.q.Hold(ctx, x.env.ID, "model"))
+					must(r.q.Hold(ctx, x.env.ID, "ann", "model"))
 					x.state = envelope.Held
 				}
 			},
 			"resume": func(t *rapid.T) {
 				if x := m.pick(t, free); x != nil {
-					must(r.q.Resume(ctx, x.env.ID))
+					must(r.q.Resume(ctx, x.env.ID, "ann"))
 					c, err := r.q.Get(ctx, x.env.ID)
 					must(err)
 					x.state, x.attempts, x.due = envelope.Queued, 0, c.Progress.Due

@@ -12,39 +12,67 @@ import (
 	"relayd/pkg/envelope"
 )
 
-// ErrNotFound reports an id the queue does not hold; ErrBusy one that is being sent at this moment.
+// ErrNotFound reports an id the queue does not hold; ErrBusy one that is being sent at this moment; ErrHeld one that is held.
 var (
 	ErrNotFound = errors.New("no such message in the queue")
 	ErrBusy     = errors.New("the message is being sent right now, try again")
+	ErrHeld     = errors.New("the message is held, release it first")
 )
 
 // Info is one line of a listing.
 type Info struct {
-	ID     envelope.ID
-	Sender envelope.Address
-	State  envelope.State // parked where a waiting message's sender is
-	Reason string         // why its sender is parked
-	Size   int64          // octets
-	Due    time.Time
+	ID       envelope.ID
+	Sender   envelope.Address
+	State    envelope.State // parked where a waiting message's sender is
+	Reason   string         // why its sender is parked
+	Size     int64          // octets
+	Attempts int            // that cost the message a life, as of its last state record
+	Due      time.Time
 }
 
-// List returns all messages, in the order of acceptance, for which keep is true; a nil keep means all.
+// List returns all messages, in the order of acceptance, for which keep is true; a nil keep means all. Others get their
+// turn at the queue in between, so what comes or goes meanwhile may or may not be in it. keep is called without a lock.
 func (q *Queue) List(keep func(Info) bool) []Info {
+	var list, batch []Info
+	sift := func() {
+		for _, info := range batch {
+			if keep == nil || keep(info) {
+				list = append(list, info)
+			}
+		}
+		batch = batch[:0]
+	}
+	q.index.walk(func(e *entry) { batch = append(batch, e.info()) }, sift)
+	sift()
+	slices.SortFunc(list, func(a, b Info) int { return cmp.Compare(a.ID, b.ID) })
+	return list
+}
+
+// Info returns the listing's line for one message, and whether the queue holds it.
+func (q *Queue) Info(id envelope.ID) (Info, bool) {
 	q.index.mu.Lock()
+	defer q.index.mu.Unlock()
+	e := q.index.find(id)
+	if e == nil {
+		return Info{}, false
+	}
+	return e.info(), true
+}
+
+// Find returns the listing's lines for those of ids that the queue holds, in their order.
+func (q *Queue) Find(ids []envelope.ID) []Info {
 	var list []Info
-	for _, e := range q.index.entries {
-		if info := e.info(); keep == nil || keep(info) {
+	for _, id := range ids {
+		if info, ok := q.Info(id); ok {
 			list = append(list, info)
 		}
 	}
-	q.index.mu.Unlock()
-	slices.SortFunc(list, func(a, b Info) int { return cmp.Compare(a.ID, b.ID) })
 	return list
 }
 
 // info describes e; the caller holds the index's mutex.
 func (e *entry) info() Info {
-	info := Info{ID: e.id.unpack(), Sender: e.lane.sender, State: stateNames[e.state], Size: e.size, Due: time.Unix(0, e.due)}
+	info := Info{ID: e.id.unpack(), Sender: e.lane.sender, State: stateNames[e.state], Size: e.size, Attempts: int(e.attempts), Due: time.Unix(0, e.due)}
 	if e.state.waiting() && e.lane.parked != "" {
 		info.State, info.Reason = envelope.Parked, e.lane.parked
 	}
@@ -53,11 +81,7 @@ func (e *entry) info() Info {
 
 // Park notes that nothing of sender can be sent for reason, so that its mail shows as parked; "" ends it. It lives in
 // memory: after a restart the next attempt finds out again.
-func (q *Queue) Park(sender envelope.Address, reason string) {
-	q.index.mu.Lock()
-	defer q.index.mu.Unlock()
-	q.index.laneFor(sender).parked = reason
-}
+func (q *Queue) Park(sender envelope.Address, reason string) { q.index.park(sender, reason) }
 
 // Get returns one message with its body, whatever its state. Errors: ErrNotFound, ErrBusy where it cannot be read because
 // it is being removed, [envelope.ErrCorrupt], or a failure of the storage.
@@ -81,48 +105,108 @@ func (q *Queue) Get(ctx context.Context, id envelope.ID) (envelope.Claim, error)
 	return claim, err
 }
 
-// Hold keeps a waiting message back until Resume. Errors: ErrNotFound, ErrBusy, or a failure of the storage.
-func (q *Queue) Hold(ctx context.Context, id envelope.ID, reason string) error {
-	return q.operate(ctx, id, func(p *envelope.Progress) { p.State, p.Reason = envelope.Held, reason })
+// Hold keeps a message back until Resume; by is who wants it so. Errors: ErrNotFound, ErrBusy, or a failure of the storage.
+func (q *Queue) Hold(ctx context.Context, id envelope.ID, by, reason string) error {
+	return q.operate(ctx, id, envelope.Step{What: envelope.StepHeld, By: by, Reply: reason}, func(p *envelope.Progress) error {
+		p.State, p.Reason = envelope.Held, reason
+		return nil
+	})
 }
 
 // Resume lets a held or failed message be tried again, at once and with a fresh number of attempts; recipients already
 // sent stay sent. Errors as for Hold.
-func (q *Queue) Resume(ctx context.Context, id envelope.ID) error {
-	return q.operate(ctx, id, func(p *envelope.Progress) {
-		p.State, p.Reason, p.Attempts, p.Due = envelope.Queued, "", 0, time.Now()
-		for i, r := range p.Results {
-			if r.State == envelope.Failed {
-				p.Results[i].State = envelope.Queued
-			}
-		}
+func (q *Queue) Resume(ctx context.Context, id envelope.ID, by string) error {
+	return q.operate(ctx, id, envelope.Step{What: envelope.StepReleased, By: by}, func(p *envelope.Progress) error {
+		afresh(p)
+		return nil
 	})
 }
 
-func (q *Queue) operate(ctx context.Context, id envelope.ID, change func(*envelope.Progress)) error {
-	q.index.mu.Lock()
-	e := q.index.entries[packID(id)]
-	if e == nil {
-		q.index.mu.Unlock()
-		return ErrNotFound
+// Retry makes a waiting message due at once; its attempts so far count on. A failed one is tried again as by Resume.
+// Errors as for Hold, and ErrHeld.
+func (q *Queue) Retry(ctx context.Context, id envelope.ID, by string) error {
+	return q.operate(ctx, id, envelope.Step{What: envelope.StepRetried, By: by}, func(p *envelope.Progress) error {
+		switch p.State {
+		case envelope.Held:
+			return ErrHeld
+		case envelope.Failed:
+			afresh(p)
+		default:
+			p.Due = time.Now()
+			for i := range p.Results {
+				p.Results[i].Due = time.Time{}
+			}
+		}
+		return nil
+	})
+}
+
+// afresh begins a message's life anew for every recipient that has not got it.
+func afresh(p *envelope.Progress) {
+	p.State, p.Reason, p.Attempts, p.Due = envelope.Queued, "", 0, time.Now()
+	for i, r := range p.Results {
+		if r.State == envelope.Sent {
+			continue
+		}
+		if r.State == envelope.Failed {
+			r.State = envelope.Queued
+		}
+		p.Results[i] = envelope.Result{State: r.State, Reply: r.Reply}
 	}
-	if e.state == stateSending {
-		q.index.mu.Unlock()
-		return ErrBusy
+}
+
+// Drop removes a message that is not being sent, whatever its state, a damaged one too. Errors as for Hold.
+func (q *Queue) Drop(ctx context.Context, id envelope.ID, by string) error {
+	e, err := q.seize(id)
+	if err != nil {
+		return err
+	}
+	if err := q.finish(ctx, e); err != nil {
+		q.index.giveBack(e)
+		return err
+	}
+	q.record(envelope.Step{ID: id, What: envelope.StepDropped, State: envelope.Failed, By: by})
+	return nil
+}
+
+// seize takes a message that nobody is sending.
+func (q *Queue) seize(id envelope.ID) (*entry, error) {
+	q.index.mu.Lock()
+	defer q.index.mu.Unlock()
+	e := q.index.find(id)
+	switch {
+	case e == nil:
+		return nil, ErrNotFound
+	case e.state == stateSending:
+		return nil, ErrBusy
 	}
 	q.index.grab(e)
-	q.index.mu.Unlock()
+	return e, nil
+}
+
+// operate changes a message's state record for an operator, and records the step.
+func (q *Queue) operate(ctx context.Context, id envelope.ID, step envelope.Step, change func(*envelope.Progress) error) error {
+	e, err := q.seize(id)
+	if err != nil {
+		return err
+	}
 	claim, err := q.fetch(ctx, e)
+	p := claim.Progress
 	if err == nil {
-		p := claim.Progress
-		change(&p)
+		err = change(&p)
+	}
+	if err == nil {
 		p.Changed = time.Now()
 		err = q.writeState(ctx, e, &p)
 	}
 	if err != nil {
 		q.index.giveBack(e)
+		return err
 	}
-	return err
+	q.index.update(e, stateOf(p.State), p.Due)
+	step.ID, step.At, step.State, step.Due = id, p.Changed, p.State, p.Due
+	q.record(step)
+	return nil
 }
 
 // Run watches the disk, reopens the server after a write error, and collects failed mail whose time is over. It returns
@@ -204,6 +288,9 @@ func (q *Queue) collect(ctx context.Context, now time.Time) {
 			q.index.giveBack(e)
 		}
 		cancel()
+		if !failed {
+			q.record(envelope.Step{ID: e.id.unpack(), What: envelope.StepExpired, State: envelope.Failed})
+		}
 	}
 }
 
@@ -211,8 +298,8 @@ func (q *Queue) collect(ctx context.Context, now time.Time) {
 func (q *Queue) Close(ctx context.Context) error {
 	st := q.store.Swap(nil)
 	if st == nil {
-		return nil
+		return q.journal.close()
 	}
 	q.finishCommits() // a message half committed would belie the marks
-	return q.writeMarks(ctx, st)
+	return errors.Join(q.writeMarks(ctx, st), q.journal.close())
 }

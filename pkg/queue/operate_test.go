@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -25,7 +24,7 @@ func TestHoldAndResume(t *testing.T) {
 	r := newRig(t, t.TempDir(), nil)
 	env := r.put(alice, text(10))
 	ctx := t.Context()
-	if err := r.q.Hold(ctx, env.ID, "looks odd"); err != nil {
+	if err := r.q.Hold(ctx, env.ID, "ann", "looks odd"); err != nil {
 		t.Fatal(err)
 	}
 	if r.state(env.ID) != envelope.Held || r.claim(alice) != nil {
@@ -34,14 +33,14 @@ func TestHoldAndResume(t *testing.T) {
 	if c, err := r.q.Get(ctx, env.ID); err != nil || c.Progress.Reason != "looks odd" || c.Progress.Changed.IsZero() {
 		t.Errorf("got %+v, %v, want the reason and the time", c.Progress, err)
 	}
-	if err := r.q.Resume(ctx, env.ID); err != nil {
+	if err := r.q.Resume(ctx, env.ID, "ann"); err != nil {
 		t.Fatal(err)
 	}
 	c := r.claim(alice)
 	if c == nil || c.Progress.Reason != "" {
 		t.Fatalf("got %+v after resume, want the message, without the reason", c)
 	}
-	for name, err := range map[string]error{"hold": r.q.Hold(ctx, env.ID, ""), "resume": r.q.Resume(ctx, env.ID)} {
+	for name, err := range map[string]error{"hold": r.q.Hold(ctx, env.ID, "ann", ""), "resume": r.q.Resume(ctx, env.ID, "ann")} {
 		if !errors.Is(err, ErrBusy) {
 			t.Errorf("%s of a claimed message: got %v, want ErrBusy", name, err)
 		}
@@ -51,7 +50,7 @@ func TestHoldAndResume(t *testing.T) {
 	}
 	r.settle(env, sent(c))
 	_, err := r.q.Get(ctx, env.ID)
-	for name, err := range map[string]error{"get": err, "hold": r.q.Hold(ctx, env.ID, ""), "resume": r.q.Resume(ctx, env.ID)} {
+	for name, err := range map[string]error{"get": err, "hold": r.q.Hold(ctx, env.ID, "ann", ""), "resume": r.q.Resume(ctx, env.ID, "ann")} {
 		if !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s of a sent message: got %v, want ErrNotFound", name, err)
 		}
@@ -71,7 +70,7 @@ func TestResumeTriesFailedRecipientsOnly(t *testing.T) {
 	if r.claim(alice) != nil {
 		t.Error("failed mail is offered")
 	}
-	if err := r.q.Resume(t.Context(), env.ID); err != nil {
+	if err := r.q.Resume(t.Context(), env.ID, "ann"); err != nil {
 		t.Fatal(err)
 	}
 	c := r.claim(alice)
@@ -135,7 +134,7 @@ func TestParkShowsInListings(t *testing.T) {
 	r := newRig(t, t.TempDir(), nil)
 	waiting, held := r.put(alice, text(10)), r.put(alice, text(10))
 	other := r.put("bob@contoso.com", text(10))
-	if err := r.q.Hold(t.Context(), held.ID, "x"); err != nil {
+	if err := r.q.Hold(t.Context(), held.ID, "ann", "x"); err != nil {
 		t.Fatal(err)
 	}
 	r.q.Park("ALICE@contoso.com", "token refused")
@@ -163,7 +162,7 @@ func TestWatch(t *testing.T) {
 	now := time.Now()
 	r.put(alice, text(10))
 	held := r.put("held@contoso.com", text(10))
-	if err := r.q.Hold(t.Context(), held.ID, ""); err != nil {
+	if err := r.q.Hold(t.Context(), held.ID, "ann", ""); err != nil {
 		t.Fatal(err)
 	}
 	type call struct {
@@ -208,7 +207,7 @@ func TestWatch(t *testing.T) {
 	c2 := r.claim("bob@contoso.com")
 	r.settle(c2.Envelope, sent(c2))
 	told("sent")
-	if err := r.q.Resume(t.Context(), held.ID); err != nil {
+	if err := r.q.Resume(t.Context(), held.ID, "ann"); err != nil {
 		t.Fatal(err)
 	}
 	resumed := r.q.List(func(i Info) bool { return i.ID == held.ID })[0]
@@ -236,49 +235,6 @@ func TestFailedMailIsCollected(t *testing.T) {
 	}
 	r.drain()
 	r.idle()
-}
-
-func TestHistory(t *testing.T) {
-	r := newRig(t, t.TempDir(), func(o *Options) { o.KeepSent, o.KeepFailed = 90*time.Minute, 2*time.Hour })
-	env := r.put(alice, text(10))
-	for _, p := range []envelope.Progress{
-		{State: envelope.Deferred, Attempts: 1, Due: time.Now(), Reason: "451 later"},
-		{State: envelope.Sent, Attempts: 1, Results: []envelope.Result{{State: envelope.Sent}, {State: envelope.Sent}}},
-	} {
-		r.settle(r.claim(alice).Envelope, p)
-	}
-	s, err := r.jetstream().Stream(t.Context(), "RELAYD_HISTORY")
-	if err != nil {
-		t.Fatal(err)
-	}
-	await(t, "two history records", 10*time.Second, func() bool {
-		info, err := s.Info(t.Context())
-		return err == nil && info.State.Msgs == 2
-	})
-	for seq, want := range []struct {
-		state envelope.State
-		ttl   string // "" means the stream's own age, which is KeepFailed
-	}{{envelope.Deferred, ""}, {envelope.Sent, "1h30m0s"}} {
-		msg, err := s.GetMsg(t.Context(), uint64(seq+1))
-		if err != nil {
-			t.Fatal(err)
-		}
-		record, rest := splitRecord(msg.Header, msg.Data)
-		var e envelope.Envelope
-		var p envelope.Progress
-		if err := errors.Join(e.Decode(record), p.Decode(rest)); err != nil {
-			t.Fatal(err)
-		}
-		if e.ID != env.ID || p.State != want.state || p.Changed.IsZero() || msg.Header.Get(headerTTL) != want.ttl {
-			t.Errorf("got %s %+v, TTL %q, want %s, %q", e.ID, p, msg.Header.Get(headerTTL), want.state, want.ttl)
-		}
-		if !strings.HasSuffix(msg.Subject, "."+string(env.ID)) || !strings.HasPrefix(msg.Subject, "relayd.history.") {
-			t.Errorf("got subject %s", msg.Subject)
-		}
-	}
-	if cfg := s.CachedInfo().Config; cfg.MaxAge != 2*time.Hour || cfg.PersistMode != jetstream.AsyncPersistMode {
-		t.Errorf("got %+v, want the history to expire, and not to be synced", cfg)
-	}
 }
 
 func TestMetrics(t *testing.T) {
@@ -412,7 +368,7 @@ func TestTogether(t *testing.T) {
 			for left.Load() > 0 {
 				for _, info := range r.q.List(nil) {
 					_, err := r.q.Get(ctx, info.ID)
-					err = errors.Join(err, r.q.Hold(ctx, info.ID, "now"), r.q.Resume(ctx, info.ID))
+					err = errors.Join(err, r.q.Hold(ctx, info.ID, "ann", "now"), r.q.Resume(ctx, info.ID, "ann"))
 					for _, e := range flatten(err) {
 						if !errors.Is(e, ErrBusy) && !errors.Is(e, ErrNotFound) {
 							t.Errorf("operate: %v", e)

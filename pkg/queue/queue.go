@@ -54,12 +54,16 @@ type Options struct {
 	// Reopen returns fresh connections to a server that was closed and started again. Called from Run only.
 	Reopen func(ctx context.Context) ([]*nats.Conn, error)
 
-	Dir          string        // the file system watched for MinFreeBytes
+	Dir          string        // where the journal of what is being sent lives, and the file system watched for MinFreeBytes
 	MinFreeBytes int64         // refuse intake when less is free; 0: never
 	MaxBytes     int64         // refuse intake at 90% of this many octets of stored mail; 0: no limit but the disk's
 	MemoryBytes  int64         // octets of large bodies between client and disk, all messages together; 0: 64 MiB
-	KeepSent     time.Duration // history of sent mail; 0: 7 days
-	KeepFailed   time.Duration // failed mail itself, and its history; 0: 30 days
+	KeepSent     time.Duration // not used
+	KeepFailed   time.Duration // failed mail; 0: 30 days
+
+	// Record is told of every acceptance and of what operators do. It must not block; it may be called at once from many
+	// goroutines. nil: nobody is told.
+	Record func(envelope.Step)
 
 	Logger     *zap.Logger
 	Registerer prometheus.Registerer
@@ -70,9 +74,6 @@ func (o *Options) setDefaults() {
 		o.MemoryBytes = 64 << 20
 	}
 	o.MemoryBytes = max(o.MemoryBytes, chunkBytes) // or no large body would ever get in
-	if o.KeepSent <= 0 {
-		o.KeepSent = 7 * 24 * time.Hour
-	}
 	if o.KeepFailed <= 0 {
 		o.KeepFailed = 30 * 24 * time.Hour
 	}
@@ -91,9 +92,11 @@ type Queue struct {
 	broken  chan struct{}         // signals Run that the server must be reopened; capacity 1
 	commits sync.RWMutex          // held for reading from a mail record's publishing to its entry: attach must see neither alone
 
-	index index
+	index   index
+	journal *journal // nil: there is none
 
-	refusedMu sync.Mutex
+	pendingMu sync.Mutex           // guards what follows; the index's may be taken while it is held
+	storing   map[envelope.ID]bool // by Put, at this moment
 	refused   map[envelope.ID]bool // clients were told 451, yet the record may be there: removed after a reopen
 }
 
@@ -106,6 +109,7 @@ func Open(ctx context.Context, conns []*nats.Conn, opts Options) (*Queue, error)
 		memory:   semaphore.NewWeighted(opts.MemoryBytes),
 		patience: memoryWait,
 		broken:   make(chan struct{}, 1),
+		storing:  map[envelope.ID]bool{},
 		refused:  map[envelope.ID]bool{},
 	}
 	q.index.init(&q.space)
@@ -117,7 +121,33 @@ func Open(ctx context.Context, conns []*nats.Conn, opts Options) (*Queue, error)
 	if err := q.attach(ctx, conns); err != nil {
 		return nil, err
 	}
+	q.openJournal(ctx)
 	return q, nil
+}
+
+// openJournal opens the journal and flags what the last run was sending when it was cut off. A queue without journal works.
+func (q *Queue) openJournal(ctx context.Context) {
+	if q.opts.Dir == "" {
+		return
+	}
+	j, marks, err := openJournal(q.opts.Dir, q.log)
+	if err != nil {
+		q.log.Error("no journal of messages being sent: after a crash possible duplicates go out unflagged", zap.Error(err))
+		return
+	}
+	q.journal = j
+	q.recover(ctx, marks)
+}
+
+// record tells whoever keeps the history.
+func (q *Queue) record(step envelope.Step) {
+	if q.opts.Record == nil {
+		return
+	}
+	if step.At.IsZero() {
+		step.At = time.Now()
+	}
+	q.opts.Record(step)
 }
 
 // errUnavailable is what clients hear while the server is away or refuses to write.
@@ -129,6 +159,10 @@ func errUnavailable(cause error) error {
 // Chunks of env, and writes env only then, so a caller may go on filling env in from within body. It returns body's own
 // error wrapped, or a [status.Error]: 452 when the storage or the memory for bodies is full, 451 for any failure.
 func (q *Queue) Put(ctx context.Context, env *envelope.Envelope, body io.Reader) error {
+	if known, err := q.reserve(env.ID); known || err != nil {
+		return err
+	}
+	defer q.unreserve(env.ID)
 	if err := q.space.admit(); err != nil {
 		return err
 	}
@@ -157,6 +191,29 @@ func (q *Queue) Put(ctx context.Context, env *envelope.Envelope, body io.Reader)
 		w.discard()
 	}
 	return err
+}
+
+// reserve makes the caller the only one to store that id, and reports whether the queue has it already. Two mail records
+// under one id would be one message until it is sent, and the other after the next start.
+func (q *Queue) reserve(id envelope.ID) (known bool, err error) {
+	q.pendingMu.Lock()
+	defer q.pendingMu.Unlock()
+	switch {
+	case q.index.get(id) != nil:
+		return true, nil
+	case q.storing[id]:
+		return false, errUnavailable(errors.New("the same message is being stored"))
+	case q.refused[id]:
+		return false, errUnavailable(errors.New("an earlier try may have been stored, and is yet to be removed"))
+	}
+	q.storing[id] = true
+	return false, nil
+}
+
+func (q *Queue) unreserve(id envelope.ID) {
+	q.pendingMu.Lock()
+	defer q.pendingMu.Unlock()
+	delete(q.storing, id)
 }
 
 var inlineBuffers = sync.Pool{New: func() any { return new([inlineBytes]byte) }}
@@ -191,6 +248,10 @@ func (q *Queue) commit(ctx context.Context, st *store, at place, env *envelope.E
 		return q.refuse(st, env.ID, err)
 	}
 	q.space.grew(env.Size)
+	if q.opts.Record != nil { // before the index knows, so that acceptance is the first step
+		accepted := *env
+		q.record(envelope.Step{ID: env.ID, At: env.Received, What: envelope.StepAccepted, State: envelope.Queued, Envelope: &accepted})
+	}
 	q.index.add(&entry{
 		id: packID(env.ID), stream: at.stream, shard: at.shard, mail: seq, size: env.Size, chunks: uint16(env.Chunks),
 		record: kib(len(record)), due: env.Received.UnixNano(), state: stateQueued,
@@ -200,9 +261,9 @@ func (q *Queue) commit(ctx context.Context, st *store, at place, env *envelope.E
 
 // refuse tells the client to send again although the record may be there, and has it removed at the next load.
 func (q *Queue) refuse(st *store, id envelope.ID, err error) error {
-	q.refusedMu.Lock()
+	q.pendingMu.Lock()
 	q.refused[id] = true
-	q.refusedMu.Unlock()
+	q.pendingMu.Unlock()
 	q.fault(st, "put", err)
 	return errUnavailable(err)
 }

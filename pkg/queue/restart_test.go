@@ -45,7 +45,7 @@ func TestRestartKeepsEveryState(t *testing.T) {
 			r.settle(c.Envelope, *row.to)
 		}
 		if row.hold {
-			if err := r.q.Hold(t.Context(), env.ID, "by hand"); err != nil {
+			if err := r.q.Hold(t.Context(), env.ID, "ann", "by hand"); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -117,6 +117,7 @@ func (r *rig) kill() {
 		r.stop()
 	}
 	if r.b != nil {
+		r.q.journal.file.Close() // as the process's end would; its content stays
 		r.b.Close()
 		r.b = nil
 	}

@@ -263,9 +263,6 @@ func TestDiskFull(t *testing.T) {
 
 func TestDefaultsLeaveNoStreamExposed(t *testing.T) {
 	r := newRig(t, t.TempDir(), nil)
-	if _, err := r.jetstream().Stream(t.Context(), "RELAYD_HISTORY"); err != nil {
-		t.Fatal(err)
-	}
 	for k := range defaultStreams {
 		s, err := r.jetstream().Stream(t.Context(), fmt.Sprintf("RELAYD_MAIL_%d", k))
 		if err != nil {

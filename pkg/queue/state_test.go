@@ -43,11 +43,3 @@ func TestEncodeStateLeavesShortOnesAlone(t *testing.T) {
 		t.Errorf("got a changed record, %v, want it as it is", err)
 	}
 }
-
-func TestHistoryBytes(t *testing.T) {
-	for limit, want := range map[int64]int64{0: -1, 1 << 20: 64 << 20, 10 << 30: 1 << 30} {
-		if got := historyBytes(limit); got != want {
-			t.Errorf("historyBytes(%d): got %d, want %d", limit, got, want)
-		}
-	}
-}

@@ -22,8 +22,7 @@ import (
 //	RELAYD_MAIL_<k>     relayd.mail.<k>.<s>.<id>          mail record, written once
 //	                    relayd.state.<k>.<s>.<id>         state record, replaced by rollup
 //	RELAYD_CHUNK_<k>    relayd.chunk.<k>.<s>.<id>.<n>     body parts; go with the mail record
-//	RELAYD_HISTORY      relayd.history.<s>.<id>           what happened; asynchronous, expires by age
-//	RELAYD_META         relayd.meta.layout, relayd.meta.audit.<k>
+//	RELAYD_META         relayd.meta.layout, relayd.meta.audit.<k>, relayd.meta.memory.<hash of the key>
 const (
 	defaultStreams = 4  // syncs in parallel: 1 → 4 streams more than doubled the accept rate, 8 added little on two cores
 	defaultShards  = 64 // as many owners as there can ever be
@@ -32,7 +31,6 @@ const (
 	headerLength   = "Relayd-Envelope-Length" // instead of it: so many octets of the payload are the record, the rest the body
 	headerRollup   = "Nats-Rollup"
 	headerExpected = "Nats-Expected-Last-Subject-Sequence"
-	headerTTL      = "Nats-TTL"
 )
 
 // maxHeader is the longest record that travels in a header, where loading finds it without reading bodies. JetStream
@@ -133,22 +131,7 @@ func openStore(ctx context.Context, conns []*nats.Conn, opts *Options) (*store, 
 		}
 		st.js, st.mail, st.chunk = append(st.js, js), append(st.mail, mail), append(st.chunk, chunk)
 	}
-	if _, err := st.meta.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: "RELAYD_HISTORY", Subjects: []string{"relayd.history.>"}, MaxAge: max(opts.KeepFailed, opts.KeepSent),
-		MaxBytes: historyBytes(opts.MaxBytes), Discard: jetstream.DiscardOld,
-		AllowMsgTTL: true, AllowDirect: true, PersistMode: jetstream.AsyncPersistMode, Duplicates: time.Second,
-	}); err != nil {
-		return nil, fmt.Errorf("open stream RELAYD_HISTORY: %w", err)
-	}
 	return st, nil
-}
-
-// historyBytes bounds the history: a tenth of what mail may take, and never less than 64 MiB.
-func historyBytes(maxBytes int64) int64 {
-	if maxBytes <= 0 {
-		return -1
-	}
-	return max(64<<20, maxBytes/10)
 }
 
 // readLayout reads the layout record or, at the very first start, writes it.
