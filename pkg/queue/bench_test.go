@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
@@ -76,6 +78,59 @@ func BenchmarkPut(b *testing.B) {
 	fill16(b, q, b.N, body)
 	b.StopTimer()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
+}
+
+// BenchmarkLife is a message's whole way: put, claimed, marked, settled as sent; 10 KB, 16 at once, each of its own sender.
+func BenchmarkLife(b *testing.B) {
+	q, stop := benchQueue(b, b.TempDir())
+	defer stop()
+	body := text(10 << 10)
+	var left, marking atomic.Int64
+	left.Store(int64(b.N))
+	b.ReportAllocs()
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for w := range 16 {
+		wg.Go(func() {
+			ctx, sender := context.Background(), envelope.Address(fmt.Sprintf("s%d@contoso.com", w))
+			for left.Add(-1) >= 0 {
+				err := q.Put(ctx, newEnvelope(sender), bytes.NewReader(body))
+				var c envelope.Claim
+				if err == nil {
+					c, err = q.Claim(ctx, sender, time.Now())
+				}
+				if err == nil {
+					begun := time.Now()
+					c.Mark()
+					marking.Add(int64(time.Since(begun)))
+					err = q.Settle(ctx, c.Envelope, sent(&c))
+				}
+				if err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
+	b.ReportMetric(float64(marking.Load())/float64(b.N), "ns/mark")
+}
+
+// BenchmarkMark is the journal alone: a mark, and its removal.
+func BenchmarkMark(b *testing.B) {
+	j, _, err := openJournal(b.TempDir(), zap.NewNop())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer j.close()
+	m := interrupted{id: packID(envelope.NewID(time.Now())), at: time.Now()}
+	b.ReportAllocs()
+	for b.Loop() {
+		j.mark(m)
+		j.unmark(m.id)
+	}
 }
 
 // BenchmarkLoad is the restart: one operation opens a queue that holds so many messages of 10 KB.

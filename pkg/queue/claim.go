@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
 	"relayd/pkg/envelope"
@@ -51,6 +50,8 @@ func (q *Queue) Claim(ctx context.Context, sender envelope.Address, now time.Tim
 		switch {
 		case err == nil:
 			return claim, nil
+		case errors.Is(err, errGone):
+			q.lost(e)
 		case errors.Is(err, envelope.ErrCorrupt):
 			q.quarantined(e.id.unpack(), err)
 			q.index.update(e, stateHeld, time.Time{}) // in memory: a start, or the next claim, finds it damaged again
@@ -69,10 +70,7 @@ func (q *Queue) fetch(ctx context.Context, e *entry) (envelope.Claim, error) {
 	}
 	mail, last := q.index.records(e)
 	uncertain := q.index.uncertain(e)
-	msg, err := st.get(ctx, e.stream, mail)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return envelope.Claim{}, errUnreadable("mail")
-	}
+	msg, err := st.get(ctx, st.locate(e.place(), "mail", mail))
 	if err != nil {
 		return envelope.Claim{}, fmt.Errorf("read mail record: %w", err)
 	}
@@ -108,7 +106,10 @@ func (q *Queue) fetch(ctx context.Context, e *entry) (envelope.Claim, error) {
 		flagInterrupted(env, &claim.Progress, time.Now())
 	}
 	if q.journal != nil {
-		claim.Mark = func() { q.journal.mark(interrupted{id: e.id, last: last, at: time.Now()}) }
+		claim.Mark = func() {
+			_, last := q.index.records(e) // Note may have written one since
+			q.journal.mark(interrupted{id: e.id, last: last, at: time.Now()})
+		}
 	}
 	return claim, nil
 }
@@ -181,7 +182,7 @@ func (q *Queue) Rest(env *envelope.Envelope, until time.Time) {
 
 // finish removes a message, the mail record first: without it the rest is harmless.
 func (q *Queue) finish(ctx context.Context, e *entry) error {
-	err := q.persist(ctx, "remove mail", func(st *store) error { return st.remove(ctx, e.stream, e.mail) })
+	err := q.persist(ctx, "remove mail", func(st *store) error { return st.remove(ctx, st.locate(e.place(), "mail", e.mail)) })
 	if err != nil {
 		return err
 	}
@@ -190,7 +191,7 @@ func (q *Queue) finish(ctx context.Context, e *entry) error {
 	q.index.drop(e)
 	q.journal.unmark(e.id)
 	if st := q.store.Load(); st != nil && (last != 0 || chunks != 0) {
-		if err := st.remove(ctx, at.stream, last); err != nil {
+		if err := st.remove(ctx, st.locate(at, "state", last)); err != nil {
 			q.log.Debug("state record left behind", zap.String("id", string(at.id)), zap.Error(err))
 		}
 		if chunks != 0 {
@@ -227,25 +228,41 @@ func (q *Queue) writeState(ctx context.Context, e *entry, p *envelope.Progress) 
 // maxState leaves room for a subject and headers under the server's payload limit of 1 MiB.
 const maxState = 900 << 10
 
-// encodeState encodes p, with its replies cut short where thousands of recipients have long ones: a record that cannot be
-// written would be tried for ever.
+// encodeState encodes p, cut down where thousands of recipients have much to say: a record that cannot be written would be
+// tried for ever.
 func encodeState(p *envelope.Progress) ([]byte, error) {
 	record, err := p.Encode()
-	for most := 256; err == nil && len(record) > maxState && most > 0; most /= 4 {
-		short := *p
-		short.Results = slices.Clone(p.Results)
-		for i, r := range short.Results {
-			if len(r.Reply) > most {
-				short.Results[i].Reply = strings.ToValidUTF8(r.Reply[:most], "") + "…"
-			}
+	for most := 256; err == nil && len(record) > maxState; most /= 4 {
+		record, err = shortened(p, most).Encode()
+		if most == 0 {
+			break
 		}
-		record, err = short.Encode()
 	}
 	return record, err
 }
 
+// shortened returns p with no reply longer than most octets; with 0 the recipients keep what decides their fate alone.
+func shortened(p *envelope.Progress, most int) *envelope.Progress {
+	cut := func(text string, most int) string {
+		if len(text) <= most {
+			return text
+		}
+		return strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	short := *p
+	short.Reason = cut(p.Reason, 1024)
+	short.Results = slices.Clone(p.Results)
+	for i, r := range short.Results {
+		short.Results[i].Reply = cut(r.Reply, most)
+		if most == 0 {
+			short.Results[i] = envelope.Result{State: r.State, Attempts: r.Attempts, Owed: r.Owed}
+		}
+	}
+	return &short
+}
+
 // persist repeats op, across reopened servers, until it succeeds or ctx ends. A single missed deadline is a slow disk, the
-// second in a row a fault; a full stream is none, since reopening it makes no room.
+// second in a row a fault; a full stream is none, since reopening it makes no room, nor are missing file descriptors.
 func (q *Queue) persist(ctx context.Context, name string, op func(st *store) error) error {
 	slow := false
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, opTimeout) {
@@ -256,7 +273,7 @@ func (q *Queue) persist(ctx context.Context, name string, op func(st *store) err
 				return nil
 			}
 			switch late := errors.Is(err, context.DeadlineExceeded); {
-			case ctx.Err() != nil, isFull(err), apiCode(err) == codeBusy:
+			case ctx.Err() != nil, isFull(err), apiCode(err) == codeBusy, errors.Is(err, errNoFiles):
 			case late && !slow:
 				slow = true
 			default:

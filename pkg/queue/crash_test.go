@@ -147,7 +147,7 @@ func TestLeftoversAreCollected(t *testing.T) {
 		t.Fatalf("got %d records, want mail, state and 2 chunks", n)
 	}
 	// The crash comes after the mail record's removal.
-	if err := r.q.store.Load().remove(t.Context(), e.stream, e.mail); err != nil {
+	if err := r.q.store.Load().remove(t.Context(), r.q.store.Load().locate(e.place(), "mail", e.mail)); err != nil {
 		t.Fatal(err)
 	}
 	// And another in the middle of a large body.

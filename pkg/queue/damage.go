@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
@@ -96,7 +98,102 @@ func (st *store) dropped(ctx context.Context, stream jetstream.Stream) (int64, e
 	return info.State.Lost.Bytes, err
 }
 
+// What a direct get does not find is not gone yet. Any replica may answer such a get, also one that lags behind; and the
+// server says "not found" whatever kept it from reading: a damaged block, a disk error, a process out of file descriptors.
+// So the stream's leader is asked too, then whether it still knows the record's name, and all of it once more with file
+// descriptors to spare, before a message is called damaged, or lost.
+
+// errGone reports a record that its stream's leader does not know any more.
+var errGone = errors.New("record is gone")
+
+// errNoFiles reports that the process has no file descriptors to spare: nobody can say then what can be read.
+var errNoFiles = errors.New("out of file descriptors")
+
 // errUnreadable is what a record comes back as that the server knows, but cannot give.
 func errUnreadable(kind string) error {
-	return fmt.Errorf("%s record is gone or unreadable: %w", kind, envelope.ErrCorrupt)
+	return fmt.Errorf("%s record is unreadable: %w", kind, envelope.ErrCorrupt)
+}
+
+// reread asks the leader for a record that a direct get did not find. Errors: errGone, errUnreadable, or one that says
+// nothing about the record.
+func (st *store) reread(ctx context.Context, l locator) (*jetstream.RawStreamMsg, error) {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	msg, err := st.ask(ctx, l)
+	if !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return msg, err
+	}
+	info, err := l.stream.Info(ctx, jetstream.WithSubjectFilter(l.subject)) // the leader answers this, too
+	if err != nil {
+		return nil, err
+	}
+	if info.State.LastSeq < l.seq {
+		return nil, fmt.Errorf("%s record: the server is behind: it has %d, want %d", l.kind, info.State.LastSeq, l.seq)
+	}
+	if info.State.Subjects[l.subject] == 0 {
+		return nil, fmt.Errorf("%s %w", l.kind, errGone)
+	}
+	if err := spare(); err != nil {
+		return nil, fmt.Errorf("read %s record: %w: %w", l.kind, errNoFiles, err)
+	}
+	msg, err = st.ask(ctx, l)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, errUnreadable(l.kind)
+	}
+	return msg, err
+}
+
+// ask gets a record from the stream's leader. [jetstream.ErrMsgNotFound] means that it has none it can read. The client
+// library asks the leader only where direct gets are off.
+func (st *store) ask(ctx context.Context, l locator) (*jetstream.RawStreamMsg, error) {
+	request := map[string]any{"seq": l.seq}
+	if l.seq == 0 {
+		request = map[string]any{"last_by_subj": l.subject}
+	}
+	data, err := json.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	msg, err := st.conns[0].RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+l.stream.CachedInfo().Config.Name, data)
+	if err != nil {
+		return nil, err
+	}
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message struct {
+			Subject string `json:"subject"`
+			Seq     uint64 `json:"seq"`
+			Header  []byte `json:"hdrs"`
+			Data    []byte `json:"data"`
+		} `json:"message"`
+	}
+	if err := json.Unmarshal(msg.Data, &answer); err != nil {
+		return nil, fmt.Errorf("read the server's answer: %w", err)
+	}
+	switch {
+	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return nil, jetstream.ErrMsgNotFound
+	case answer.Error != nil:
+		return nil, answer.Error
+	}
+	raw := &jetstream.RawStreamMsg{Subject: answer.Message.Subject, Sequence: answer.Message.Seq, Data: answer.Message.Data}
+	if len(answer.Message.Header) > 0 {
+		raw.Header, err = nats.DecodeHeadersMsg(answer.Message.Header)
+	}
+	return raw, err
+}
+
+// spareFiles is how many file descriptors must be free before an unreadable record counts as damaged.
+const spareFiles = 8
+
+// spare reports whether the process could open a few more files.
+func spare() error {
+	for range spareFiles {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+	}
+	return nil
 }

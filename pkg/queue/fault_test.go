@@ -242,7 +242,7 @@ func TestUnansweredRemoval(t *testing.T) {
 	env := r.put(alice, text(10))
 	c := r.claim(alice)
 	e := r.q.index.get(env.ID)
-	if err := r.q.store.Load().remove(t.Context(), e.stream, e.mail); err != nil {
+	if err := r.q.store.Load().remove(t.Context(), r.q.store.Load().locate(e.place(), "mail", e.mail)); err != nil {
 		t.Fatal(err)
 	}
 	r.settle(c.Envelope, sent(c))
@@ -353,7 +353,7 @@ func TestLostRecord(t *testing.T) {
 	r := newRig(t, t.TempDir(), nil)
 	env, kept := r.put(alice, text(10)), r.put(alice, text(10))
 	e := r.q.index.get(env.ID)
-	if err := r.q.store.Load().remove(t.Context(), e.stream, e.mail); err != nil {
+	if err := r.q.store.Load().remove(t.Context(), r.q.store.Load().locate(e.place(), "mail", e.mail)); err != nil {
 		t.Fatal(err)
 	}
 	r.q.reopen(t.Context())

@@ -79,19 +79,25 @@ type found struct {
 	reason string // why it is held, where loading itself decided so
 }
 
+// lone is a state record whose mail record was not met.
+type lone struct {
+	shard uint8
+	seq   uint64
+}
+
 // loading reads one mail stream.
 type loading struct {
 	q      *Queue
 	stream uint8
 	found  map[packedID]*found
-	alone  map[packedID]uint64 // state records without a mail record so far
+	alone  map[packedID]lone // state records without a mail record so far
 
 	count   uint64 // records read
 	damaged bool   // the server counts more of them
 }
 
 func (l *loading) read(ctx context.Context, stream jetstream.Stream) error {
-	l.alone = map[packedID]uint64{}
+	l.alone = map[packedID]lone{}
 	info, err := stream.Info(ctx)
 	if err != nil {
 		return err
@@ -181,12 +187,12 @@ func (l *loading) take(subject string, seq uint64, record []byte) {
 	default:
 		l.q.log.Error("queue holds a record with a subject that is not relayd's", zap.String("subject", subject))
 	case ok && subject == at.subject("mail"):
-		l.found[id] = l.readMail(&entry{id: id, stream: at.stream, shard: at.shard, mail: seq, last: l.alone[id]}, record)
+		l.found[id] = l.readMail(&entry{id: id, stream: at.stream, shard: at.shard, mail: seq, last: l.alone[id].seq}, record)
 		delete(l.alone, id)
 	case ok && subject == at.subject("state"):
 		f := l.found[id]
 		if f == nil {
-			l.alone[id] = seq
+			l.alone[id] = lone{at.shard, seq}
 			return
 		}
 		l.readState(f, seq, record)
@@ -227,7 +233,7 @@ func (l *loading) readState(f *found, seq uint64, record []byte) {
 func (l *loading) merge(ctx context.Context, st *store, seen map[packedID]bool, refused map[envelope.ID]bool) error {
 	for id, f := range l.found {
 		if refused[id.unpack()] { // its client was told to send again, and has
-			if err := st.remove(ctx, f.entry.stream, f.entry.mail); err != nil {
+			if err := st.remove(ctx, st.locate(f.entry.place(), "mail", f.entry.mail)); err != nil {
 				return err
 			}
 			delete(l.found, id)
@@ -241,8 +247,8 @@ func (l *loading) merge(ctx context.Context, st *store, seen map[packedID]bool, 
 
 // sweep removes the leftovers of crashes: state records and chunks without a mail record.
 func (l *loading) sweep(ctx context.Context, st *store) error {
-	for _, seq := range l.alone {
-		if err := st.remove(ctx, l.stream, seq); err != nil {
+	for id, last := range l.alone {
+		if err := st.remove(ctx, st.locate(place{l.stream, last.shard, id.unpack()}, "state", last.seq)); err != nil {
 			return err
 		}
 	}

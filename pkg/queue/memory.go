@@ -44,18 +44,22 @@ func (m *memo) encode() ([]byte, error) {
 	return fmt.Appendf(nil, "%s %x %s", memoVersion, sum, data), nil
 }
 
-// decode reads what encode wrote. Errors: [envelope.ErrCorrupt], or one that names an unknown version.
-func (m *memo) decode(record []byte) error {
+// decode reads what encode wrote and Remember stored under subject. Errors: [envelope.ErrCorrupt], or one that names an
+// unknown version.
+func (m *memo) decode(subject string, record []byte) error {
 	version, rest, ok := strings.Cut(string(record), " ")
 	if ok && version != memoVersion {
 		return fmt.Errorf("record of unknown version %q: written by a newer relayd", version)
 	}
-	own, data, ok := strings.Cut(rest, " ")
-	if sum := sha256.Sum256([]byte(data)); !ok || own != hex.EncodeToString(sum[:]) {
+	own, data, _ := strings.Cut(rest, " ")
+	if sum := sha256.Sum256([]byte(data)); own != hex.EncodeToString(sum[:]) {
 		return envelope.ErrCorrupt
 	}
 	if err := json.Unmarshal([]byte(data), m); err != nil {
 		return fmt.Errorf("%w: %w", envelope.ErrCorrupt, err)
+	}
+	if memoSubject(m.Key) != subject {
+		return fmt.Errorf("record of %q under another's name: %w", m.Key, envelope.ErrCorrupt)
 	}
 	return nil
 }
@@ -100,17 +104,23 @@ func (q *Queue) Recall(ctx context.Context) (map[string][]byte, error) {
 	group.SetLimit(8)
 	for subject := range info.State.Subjects {
 		group.Go(func() error {
-			m, err := recallOne(gctx, stream, subject)
-			if errors.Is(err, envelope.ErrCorrupt) {
-				q.log.Warn("a remembered record is damaged and left out", zap.String("subject", subject), zap.Error(err))
-				return nil
-			}
-			if err != nil || len(m.Data) == 0 {
+			msg, err := st.get(gctx, locator{stream, "memory", subject, 0})
+			if err != nil && !errors.Is(err, envelope.ErrCorrupt) && !errors.Is(err, errGone) {
 				return err
+			}
+			var m memo
+			if err == nil {
+				err = m.decode(subject, msg.Data)
+			}
+			if err != nil {
+				q.log.Warn("something remembered cannot be read and is left out", zap.String("subject", subject), zap.Error(err))
+				return nil
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			all[m.Key] = m.Data
+			if len(m.Data) > 0 {
+				all[m.Key] = m.Data
+			}
 			return nil
 		})
 	}
@@ -118,23 +128,4 @@ func (q *Queue) Recall(ctx context.Context) (map[string][]byte, error) {
 		return nil, fmt.Errorf("recall: %w", err)
 	}
 	return all, nil
-}
-
-func recallOne(ctx context.Context, stream jetstream.Stream, subject string) (m memo, err error) {
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
-	defer cancel()
-	msg, err := stream.GetLastMsgForSubject(ctx, subject)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return m, errUnreadable("remembered")
-	}
-	if err != nil {
-		return m, err
-	}
-	if err := m.decode(msg.Data); err != nil {
-		return m, err
-	}
-	if memoSubject(m.Key) != subject {
-		return m, fmt.Errorf("record of %q under another's name: %w", m.Key, envelope.ErrCorrupt)
-	}
-	return m, nil
 }

@@ -91,16 +91,17 @@ func (q *Queue) Get(ctx context.Context, id envelope.ID) (envelope.Claim, error)
 		return envelope.Claim{}, ErrNotFound
 	}
 	claim, err := q.fetch(ctx, e)
-	if !errors.Is(err, envelope.ErrCorrupt) {
+	if !errors.Is(err, envelope.ErrCorrupt) && !errors.Is(err, errGone) {
 		return claim, err
 	}
-	q.index.mu.Lock()
-	defer q.index.mu.Unlock()
-	switch { // not damaged, where its holder is removing it just now
-	case q.index.entries[e.id] != e:
-		err = ErrNotFound
-	case e.state == stateSending:
-		err = ErrBusy
+	switch seized, busy := q.seize(id); { // neither damaged nor lost, where its holder is removing it just now
+	case busy != nil:
+		return claim, busy
+	case errors.Is(err, errGone) && seized == e:
+		q.lost(e)
+		return claim, ErrNotFound
+	default:
+		q.index.giveBack(seized)
 	}
 	return claim, err
 }
@@ -198,6 +199,10 @@ func (q *Queue) operate(ctx context.Context, id envelope.ID, step envelope.Step,
 	if err == nil {
 		p.Changed = time.Now()
 		err = q.writeState(ctx, e, &p)
+	}
+	if errors.Is(err, errGone) {
+		q.lost(e)
+		return ErrNotFound
 	}
 	if err != nil {
 		q.index.giveBack(e)

@@ -9,7 +9,9 @@
 //
 //   - chunks without a mail record: the message was never accepted; leftovers.
 //   - a mail record whose acknowledgement nobody saw: the client was told 451 or nothing, and sends again.
-//   - a message claimed but not settled: queued again, as its last state record says.
+//   - a message claimed but not settled: as its last state record says, which Note may have written in between.
+//   - a message between its final dot and its outcome, marked in the journal: uncertain. The journal survives the end of
+//     the process, not that of the machine: after a power cut the message is sent again unflagged.
 //   - a mail record removed, its state or chunks not: leftovers. Collected at the next start or
 //     reopening, except after an audit that failed: then they may be all that is left of a message.
 //
@@ -31,6 +33,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/sync/semaphore"
@@ -121,8 +124,17 @@ func Open(ctx context.Context, conns []*nats.Conn, opts Options) (*Queue, error)
 	if err := q.attach(ctx, conns); err != nil {
 		return nil, err
 	}
+	q.dropHistory(ctx)
 	q.openJournal(ctx)
 	return q, nil
+}
+
+// dropHistory removes the stream in which earlier versions kept the history.
+func (q *Queue) dropHistory(ctx context.Context) {
+	err := q.store.Load().meta.DeleteStream(ctx, "RELAYD_HISTORY")
+	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		q.log.Warn("the history of an earlier version could not be removed, and takes up disk", zap.Error(err))
+	}
 }
 
 // openJournal opens the journal and flags what the last run was sending when it was cut off. A queue without journal works.

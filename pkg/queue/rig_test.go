@@ -117,7 +117,9 @@ func (r *rig) kill() {
 		r.stop()
 	}
 	if r.b != nil {
-		r.q.journal.file.Close() // as the process's end would; its content stays
+		if r.q.journal != nil {
+			r.q.journal.file.Close() // as the process's end would; its content stays
+		}
 		r.b.Close()
 		r.b = nil
 	}

@@ -248,35 +248,53 @@ func (st *store) lastState(ctx context.Context, at place) (uint64, error) {
 	return msg.Sequence, nil
 }
 
-// get reads a record of a mail stream. [jetstream.ErrMsgNotFound] means it is gone or unreadable.
-func (st *store) get(ctx context.Context, stream uint8, seq uint64) (*jetstream.RawStreamMsg, error) {
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+// locator is what a record is found by.
+type locator struct {
+	stream  jetstream.Stream
+	kind    string // "mail", "state" or "chunk"
+	subject string
+	seq     uint64 // 0: the newest of the subject
+}
+
+func (st *store) locate(at place, kind string, seq uint64) locator {
+	return locator{st.mail[at.stream], kind, at.subject(kind), seq}
+}
+
+// get reads a record. Errors: errGone, errUnreadable, or one that says nothing about it.
+func (st *store) get(ctx context.Context, l locator) (msg *jetstream.RawStreamMsg, err error) {
+	if l.seq == noSequence {
+		return nil, errUnreadable(l.kind)
+	}
+	dctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	return st.mail[stream].GetMsg(ctx, seq)
+	if l.seq != 0 {
+		msg, err = l.stream.GetMsg(dctx, l.seq)
+	} else {
+		msg, err = l.stream.GetLastMsgForSubject(dctx, l.subject)
+	}
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return st.reread(ctx, l)
+	}
+	return msg, err
 }
 
 // getState reads the message's state record, whose sequence the caller believes to be last. One that was replaced behind
 // an unanswered write counts as well; that there is none means damage.
 func (st *store) getState(ctx context.Context, at place, last uint64) (*jetstream.RawStreamMsg, error) {
-	msg, err := st.get(ctx, at.stream, last)
-	if !errors.Is(err, jetstream.ErrMsgNotFound) {
-		return msg, err
+	msg, err := st.get(ctx, st.locate(at, "state", last))
+	if errors.Is(err, errGone) || errors.Is(err, envelope.ErrCorrupt) {
+		msg, err = st.get(ctx, st.locate(at, "state", 0))
 	}
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
-	defer cancel()
-	msg, err = st.mail[at.stream].GetLastMsgForSubject(ctx, at.subject("state"))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
+	if errors.Is(err, errGone) {
 		return nil, errUnreadable("state")
 	}
 	return msg, err
 }
 
 func (st *store) getChunk(ctx context.Context, at place, n int) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
-	defer cancel()
-	msg, err := st.chunk[at.stream].GetLastMsgForSubject(ctx, st.chunkSubject(at, n))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil, fmt.Errorf("%w: a part of the body is gone", envelope.ErrCorrupt)
+	msg, err := st.get(ctx, locator{st.chunk[at.stream], "chunk", st.chunkSubject(at, n), 0})
+	if errors.Is(err, errGone) {
+		return nil, errUnreadable("chunk")
 	}
 	if err != nil {
 		return nil, err
@@ -284,20 +302,29 @@ func (st *store) getChunk(ctx context.Context, at place, n int) ([]byte, error) 
 	return msg.Data, nil
 }
 
-// remove deletes one record; that it is gone already is no error.
-func (st *store) remove(ctx context.Context, stream uint8, seq uint64) error {
-	if seq == 0 {
+// remove deletes a record by its sequence; that it is gone already is no error. What cannot be read cannot be deleted so
+// either: it goes by its name.
+func (st *store) remove(ctx context.Context, l locator) error {
+	if l.seq == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
 	defer cancel()
-	err := st.mail[stream].DeleteMsg(ctx, seq)
-	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) { // the client drops the server's code, and there are several for this
-		if _, missing := st.mail[stream].GetMsg(ctx, seq); errors.Is(missing, jetstream.ErrMsgNotFound) {
+	if l.seq != noSequence {
+		err := l.stream.DeleteMsg(ctx, l.seq)
+		if !errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) { // the client drops the server's code, and there are several for this
+			return err
+		}
+		switch _, missing := st.reread(ctx, l); {
+		case errors.Is(missing, errGone):
 			return nil
+		case missing == nil:
+			return err
+		case !errors.Is(missing, envelope.ErrCorrupt):
+			return missing
 		}
 	}
-	return err
+	return l.stream.Purge(ctx, jetstream.WithPurgeSubject(l.subject))
 }
 
 func (st *store) purgeChunks(ctx context.Context, at place) error {
