@@ -26,7 +26,7 @@ func Mailboxes(value string) []Mailbox {
 		case bracketed:
 			list = append(list, Mailbox{Name: name, Address: addrSpec(angle)})
 		case strings.Contains(name, "@"):
-			list = append(list, Mailbox{Address: addrSpec(name)})
+			list = append(list, unbracketed(name))
 		case name != "":
 			list = append(list, Mailbox{Name: name})
 		}
@@ -63,6 +63,17 @@ func Mailboxes(value string) []Mailbox {
 	}
 	flush()
 	return list
+}
+
+// unbracketed reads an address without angle brackets, and what devices write before it: "Scanner a@b".
+func unbracketed(s string) Mailbox {
+	i := strings.LastIndexAny(s, " \t")
+	last := s[i+1:]
+	if at := strings.IndexByte(last, '@'); i < 0 || strings.Count(s, "@") != 1 || at <= 0 || at == len(last)-1 ||
+		last[0] == '.' || strings.ContainsAny(last, "\"()<>") || strings.Contains(s, "\x1b") || strings.HasSuffix(strings.TrimRight(s[:i], " \t"), ".") {
+		return Mailbox{Address: addrSpec(s)} // alone, or with the white space of obsolete syntax
+	}
+	return Mailbox{Name: strings.TrimSpace(s[:i]), Address: last}
 }
 
 // tokenLen returns the length of the token s begins with: comment, quoted string, what stands in angle brackets, a

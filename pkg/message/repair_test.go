@@ -32,6 +32,13 @@ func TestMailboxes(t *testing.T) {
 		{"device: address as its own name", "a@b <a@b>", []Mailbox{{"a@b", "a@b"}}},
 		{"device: another address as the name", "evil@x <a@b>", []Mailbox{{"evil@x", "a@b"}}},
 		{"device: unquoted comma", "Scanner, 3rd floor <a@b>", []Mailbox{{"Scanner", ""}, {"3rd floor", "a@b"}}},
+		{"device: no brackets", "Scanner 3 a@b", []Mailbox{{"Scanner 3", "a@b"}}},
+		{"device: no brackets behind a quoted name", `"Bee, Ann" a@b`, []Mailbox{{`"Bee, Ann"`, "a@b"}}},
+		{"device: two addresses without brackets", "x@y a@b", []Mailbox{{"", "x@y a@b"}}},
+		{"device: no brackets behind raw ISO-2022-JP", "\x1b$BA\x1b(B a@b", []Mailbox{{"", "\x1b$BA\x1bB a@b"}}}, // no address anybody can use
+		{"obsolete white space before @", "a @b", []Mailbox{{"", "a@b"}}},
+		{"obsolete white space before a dot", "a .b@c", []Mailbox{{"", "a.b@c"}}},
+		{"obsolete white space behind a dot", "a. b@c", []Mailbox{{"", "a.b@c"}}},
 		{"device: no address", "Scanner", []Mailbox{{"Scanner", ""}}},
 		{"device: no closing bracket", "Scanner <a@b", []Mailbox{{"Scanner", "a@b"}}},
 		{"two pairs of brackets are two addresses", "x <a@b> <evil@x>", []Mailbox{{"x", "a@b"}, {"", "evil@x"}}},
@@ -77,9 +84,10 @@ func FuzzMailboxes(f *testing.F) {
 
 var repairs = Repairs{
 	Date: time.Date(2026, 3, 1, 9, 5, 0, 0, time.FixedZone("", 3600)), MessageID: "<id@relay.example>", Sender: "s@d",
+	Own: func(a string) bool { return a == "own@d" },
 }
 
-const sound = "Date: x\r\nMessage-ID: <y>\r\n"
+const sound = "Date: x\r\nMessage-ID: <y>\r\nTo: z\r\n"
 
 func TestRepair(t *testing.T) {
 	tests := []struct {
@@ -87,13 +95,13 @@ func TestRepair(t *testing.T) {
 		notes          []string
 	}{
 		{"sound", sound + "From: Ann <a@b>\r\nMIME-Version: 1.0\r\nContent-Type: x\r\n", sound + "From: Ann <a@b>\r\nMIME-Version: 1.0\r\nContent-Type: x\r\n", nil},
-		{"nothing there", "", "From: <s@d>\r\nDate: Sun, 01 Mar 2026 09:05:00 +0100\r\nMessage-ID: <id@relay.example>\r\n",
-			[]string{"added the missing From", "added the missing Date", "added the missing Message-ID"}},
+		{"nothing there", "", "From: <s@d>\r\nTo: undisclosed-recipients:;\r\nDate: Sun, 01 Mar 2026 09:05:00 +0100\r\nMessage-ID: <id@relay.example>\r\n",
+			[]string{"added the missing From", "added the missing To", "added the missing Date", "added the missing Message-ID"}},
 		{"MIME-Version", sound + "From: a@b\r\nContent-Type: text/plain\r\n", sound + "From: a@b\r\nContent-Type: text/plain\r\nMIME-Version: 1.0\r\n", []string{"added the missing MIME-Version"}},
 		{"no MIME, no MIME-Version", sound + "From: a@b\r\nContent: x\r\n", sound + "From: a@b\r\nContent: x\r\n", nil},
 		{"Bcc", sound + "BCC: c@d,\r\n e@f\r\nFrom: a@b\r\nResent-Bcc: x\r\n", sound + "From: a@b\r\n", []string{"removed Bcc", "removed Resent-Bcc"}},
-		{"empty Message-ID", "Date: x\r\nMessage-Id:\r\nFrom: a@b\r\n", "Date: x\r\nFrom: a@b\r\nMessage-ID: <id@relay.example>\r\n", []string{"added the missing Message-ID"}},
-		{"odd Message-ID stays", "Date: x\r\nMessage-Id: a b\r\nFrom: a@b\r\n", "Date: x\r\nMessage-Id: a b\r\nFrom: a@b\r\n", nil},
+		{"empty Message-ID", "Date: x\r\nCc: z\r\nMessage-Id:\r\nFrom: a@b\r\n", "Date: x\r\nCc: z\r\nFrom: a@b\r\nMessage-ID: <id@relay.example>\r\n", []string{"added the missing Message-ID"}},
+		{"odd Message-ID stays", "Date: x\r\nResent-To: z\r\nMessage-Id: a b\r\nFrom: a@b\r\n", "Date: x\r\nResent-To: z\r\nMessage-Id: a b\r\nFrom: a@b\r\n", nil},
 		{"unquoted @", sound + "From: printer@domain.com <printer@domain.com>\r\n", sound + "From: \"printer@domain.com\" <printer@domain.com>\r\n", []string{"quoted the display name in From"}},
 		{"unquoted brackets", sound + "from: Scan [3] a\\b <a@b>\r\n", sound + "from: \"Scan [3] a\\\\b\" <a@b>\r\n", []string{"quoted the display name in From"}},
 		{"a dot in a name is tolerated", sound + "From: A. Bee <a@b>\r\n", sound + "From: A. Bee <a@b>\r\n", nil},
@@ -106,6 +114,31 @@ func TestRepair(t *testing.T) {
 			[]string{"quoted the display name in From"}},
 		{"two addresses are a list", sound + "From: x@y, 3rd floor <a@b>\r\n", sound + "From: x@y, 3rd floor <a@b>\r\n", nil},
 		{"a group stays", sound + "From: group: a@b;\r\n", sound + "From: group: a@b;\r\n", nil},
+		{"no brackets behind a name", sound + "From: Scanner 3 a@b\r\n", sound + "From: Scanner 3 <a@b>\r\n", []string{"added the angle brackets missing in From"}},
+		{"no brackets, and a name to quote", sound + "From: Scan [3] a@b\r\n", sound + "From: \"Scan [3]\" <a@b>\r\n", []string{"quoted the display name in From"}},
+		{"no brackets, and a separator", sound + "From: Scanner, 3rd floor a@b\r\n", sound + "From: \"Scanner, 3rd floor\" <a@b>\r\n", []string{"quoted the display name in From"}},
+		{"an address alone needs no brackets", sound + "From: a@b\r\n", sound + "From: a@b\r\n", nil},
+		{"nor one with a comment", sound + "From: a@b (Ann)\r\n", sound + "From: a@b (Ann)\r\n", nil},
+		{"8-bit and encoded words stay", sound + "From: J\xf6rg =?utf-8?Q?=40?= <a@b>\r\n", sound + "From: J\xf6rg =?utf-8?Q?=40?= <a@b>\r\n", nil},
+		{"nobody it goes to", "Date: x\r\nMessage-ID: <y>\r\nFrom: a@b\r\n", "Date: x\r\nMessage-ID: <y>\r\nFrom: a@b\r\nTo: undisclosed-recipients:;\r\n",
+			[]string{"added the missing To"}},
+		{"nobody but Bcc", "Date: x\r\nMessage-ID: <y>\r\nFrom: a@b\r\nTo: \r\nCc:\r\nBcc: c@d\r\n",
+			"Date: x\r\nMessage-ID: <y>\r\nFrom: a@b\r\nCc:\r\nTo: undisclosed-recipients:;\r\n", []string{"removed Bcc", "added the missing To"}},
+		{"an empty To beside a Cc", "Date: x\r\nMessage-ID: <y>\r\nFrom: a@b\r\nTo:\r\nCc: c@d\r\n", "Date: x\r\nMessage-ID: <y>\r\nFrom: a@b\r\nTo:\r\nCc: c@d\r\n", nil},
+		{"own Sender", sound + "From: a@b\r\nSender: The relay <S@d>\r\n", sound + "From: a@b\r\nSender: The relay <S@d>\r\n", nil},
+		{"configured Sender", sound + "From: a@b\r\nSender: own@d\r\n", sound + "From: a@b\r\nSender: own@d\r\n", nil},
+		{"foreign Sender", sound + "Sender: x@y\r\nFrom: a@b\r\n", sound + "From: a@b\r\n", []string{"dropped a foreign Sender"}},
+		{"Sender without an address", sound + "Sender: x\r\nFrom: a@b\r\n", sound + "From: a@b\r\n", []string{"dropped a foreign Sender"}},
+		{"Sender of two", sound + "Sender: own@d, s@d\r\nFrom: a@b\r\n", sound + "From: a@b\r\n", []string{"dropped a foreign Sender"}},
+		{"two Senders", sound + "Sender: own@d\r\nSender: x@y\r\nFrom: a@b\r\n", sound + "From: a@b\r\n", []string{"dropped a foreign Sender"}},
+		{"foreign Sender of two authors", sound + "Sender: x@y\r\nFrom: a@b, c@d\r\n", sound + "From: a@b, c@d\r\nSender: <s@d>\r\n",
+			[]string{"replaced a foreign Sender"}},
+		{"own Resent fields", sound + "Resent-From: own@d, s@d\r\nResent-Sender: s@d\r\nFrom: a@b\r\n",
+			sound + "Resent-From: own@d, s@d\r\nResent-Sender: s@d\r\nFrom: a@b\r\n", nil},
+		{"foreign Resent-From", sound + "Resent-From: own@d, x@y\r\nResent-Date: d\r\nFrom: a@b\r\nResent-To: z\r\n", sound + "From: a@b\r\n",
+			[]string{"dropped the Resent fields of a foreign sender"}},
+		{"foreign Resent-Sender", sound + "Resent-Sender: x@y\r\nResent-From: own@d\r\nFrom: a@b\r\n", sound + "From: a@b\r\n",
+			[]string{"dropped the Resent fields of a foreign sender"}},
 		{"a quoted comma stays", sound + "From: \"Scanner, 3rd\" <a@b>\r\n", sound + "From: \"Scanner, 3rd\" <a@b>\r\n", nil},
 	}
 	for _, tt := range tests {
@@ -127,6 +160,15 @@ func TestRepair(t *testing.T) {
 	h.Repair(Repairs{})
 	if h.Count("From") != 0 {
 		t.Error("added a From without a sender")
+	}
+	h.Add("Sender", "x@y")
+	h.Repair(Repairs{})
+	if h.Count("Sender") != 1 {
+		t.Error("dropped a Sender where there is no other to put in its place")
+	}
+	h.Add("Resent-From", "x@y")
+	if notes := h.Repair(Repairs{Sender: "X@y"}); h.Count("Sender") != 1 || h.Count("Resent-From") != 1 {
+		t.Errorf("got %q, want the sender's own fields left alone where nobody else is own", notes)
 	}
 }
 

@@ -36,7 +36,7 @@ func TestStandardClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const msg = "Date: d\r\nMessage-ID: <m@x>\r\nFrom: erp@contoso.com\r\nSubject: x\r\n\r\n.dot\r\n..\r\n.\r\nend\r\n"
+	const msg = "Date: d\r\nMessage-ID: <m@x>\r\nTo: z\r\nFrom: erp@contoso.com\r\nSubject: x\r\n\r\n.dot\r\n..\r\n.\r\nend\r\n"
 	if _, err := w.Write([]byte(msg)); err != nil {
 		t.Fatal(err)
 	}

@@ -72,7 +72,7 @@ func TestLastReplyIsNotLost(t *testing.T) {
 	}
 }
 
-const fuzzHeader = "Date: d\r\nMessage-ID: <m@x>\r\nFrom: a@contoso.com\r\n\r\n"
+const fuzzHeader = "Date: d\r\nMessage-ID: <m@x>\r\nTo: z\r\nFrom: a@contoso.com\r\n\r\n"
 
 var (
 	lineEnd  = regexp.MustCompile(`\r\n|\r|\n`)

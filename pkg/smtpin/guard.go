@@ -3,6 +3,7 @@ package smtpin
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -17,7 +18,7 @@ import (
 const (
 	commandBuffer = 4 << 10  // octets held for an idle client
 	maxLine       = 2048     // command line: RFC 5321, RFC 3461 and RFC 6531 together ask for less
-	maxAuthLine   = 12288    // AUTH and what answers its challenges (RFC 4954, section 4)
+	maxAuthLine   = 12288    // AUTH and what answers its challenges, CRLF included (RFC 4954, section 4)
 	maxFaults     = 10       // lines that are no command, before 421
 	bodyBuffer    = 64 << 10 // octets held while a body comes in
 	lingerTime    = 2 * time.Second
@@ -244,13 +245,16 @@ func (g *guard) discardChunk() bool {
 	return true
 }
 
-var errLineTooLong = errors.New("line too long")
+var (
+	errLineTooLong = errors.New("line too long")
+	errAuthTooLong = fmt.Errorf("AUTH: %w", errLineTooLong)
+)
 
 // readLine reads a line without its end, within one deadline for all of it. The result is valid until the next read.
 func (g *guard) readLine() ([]byte, error) {
 	seen, armed := 0, false
 	for {
-		if i := g.lineEnd(seen); i >= 0 {
+		if i := g.lineEnd(seen); i >= 0 && i < maxAuthLine {
 			line := g.in[:i]
 			g.in = g.in[i+1:]
 			if g.body == nil && g.isDraining() {
@@ -259,7 +263,11 @@ func (g *guard) readLine() ([]byte, error) {
 			return bytes.TrimSuffix(line, []byte{'\r'}), nil
 		}
 		seen = len(g.in)
-		if seen > maxAuthLine || seen > maxLine && !g.sasl && parseVerb(g.in[:min(4, seen)]) != verbAUTH {
+		auth := g.sasl || parseVerb(g.in[:min(4, seen)]) == verbAUTH
+		switch {
+		case seen >= maxAuthLine && auth:
+			return nil, errAuthTooLong
+		case seen > maxLine && !auth:
 			return nil, errLineTooLong
 		}
 		if !armed {
@@ -347,6 +355,9 @@ func (g *guard) isDraining() bool {
 func (g *guard) endOf(err error) {
 	g.verb = verbOther
 	switch {
+	case errors.Is(err, errAuthTooLong):
+		g.say("500 5.5.6 authentication exchange line is too long")
+		g.abrupt = true
 	case errors.Is(err, errLineTooLong):
 		g.say("500 5.5.2 line too long")
 		g.abrupt = true
@@ -433,6 +444,7 @@ var corrections = [...]struct {
 	{verbMAIL, "250 ", "250 2.1.0 Ok\r\n", 0}, // it would name the path the guard made up
 	{verbRCPT, "250 ", "250 2.1.5 Ok\r\n", 0},
 	{verbAUTH, "235 2.0.0 ", "235 2.7.0 ", 1},
+	{verbAUTH, "502 5.5.4 Missing ", "501 5.5.4 Missing ", 1},
 	{verbAUTH, "454 4.7.0 Invalid base64", "501 5.5.2 Invalid base64", 1},
 	{verbOther, "502 5.5.1 Missing ", "503 5.5.1 Missing ", 1},
 	{verbOther, "502 5.5.1 Please ", "503 5.5.1 Please ", 1},

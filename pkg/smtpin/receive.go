@@ -11,14 +11,16 @@ import (
 	"relayd/pkg/status"
 )
 
-// incoming is the message as the client sent it: it counts octets against the limit, notices 8-bit ones, and fills in
-// what the envelope can say only at the end.
+// incoming is the message as the client sent it: it counts octets against the limit, notices 8-bit ones and long lines,
+// and fills in what the envelope can say only at the end.
 type incoming struct {
 	*body
-	env   *envelope.Envelope
-	left  int64 // octets until the message is too large
-	limit int64
-	over  bool
+	env    *envelope.Envelope
+	left   int64 // octets until the message is too large
+	limit  int64
+	over   bool
+	lines  message.LongLines
+	sealed string // message.Header.Signature
 }
 
 func (in *incoming) Read(p []byte) (int, error) {
@@ -29,14 +31,35 @@ func (in *incoming) Read(p []byte) (int, error) {
 	if !in.env.EightBit {
 		in.env.EightBit = hasEightBit(p[:n])
 	}
-	if in.left -= int64(n); in.left < 0 {
-		in.over = true
+	in.lines.Scan(p[:n])
+	if !in.take(int64(n)) {
 		return 0, errTooLarge(in.limit)
 	}
 	if err == io.EOF {
-		in.env.Received = time.Now()
+		in.end()
 	}
 	return n, err
+}
+
+// take counts n octets that will be stored, and reports whether the message is still within its limit.
+func (in *incoming) take(n int64) bool {
+	in.left -= n
+	in.over = in.left < 0
+	return !in.over
+}
+
+// end fills in what shows only when all has been read. Readers may ask for the end more than once.
+func (in *incoming) end() {
+	in.env.Received = time.Now()
+	if !in.lines.Seen || in.env.LongLines {
+		return
+	}
+	in.env.LongLines = true
+	note := "re-encodes lines over 998 octets when sending"
+	if in.sealed != "" {
+		note = "lines over 998 octets left as they are: signed (" + in.sealed + ")"
+	}
+	in.env.Repairs = append(in.env.Repairs, note)
 }
 
 func hasEightBit(b []byte) bool {
@@ -93,6 +116,7 @@ func (s *session) store(env *envelope.Envelope, in *incoming) error {
 	if err != nil {
 		return err
 	}
+	header := in.limit - in.left - int64(len(rest)) // octets of it, as sent
 	if h.Count("Received") > s.set.Limits.Hops {
 		return refuse(reasonLoop, 554, status.Enhanced{5, 4, 6}, "too many hops: the message goes in a circle")
 	}
@@ -108,11 +132,15 @@ func (s *session) store(env *envelope.Envelope, in *incoming) error {
 		return err
 	}
 	env.Repairs = append(env.Repairs, h.Repair(message.Repairs{
-		Date: env.Received, MessageID: "<" + string(env.ID) + "@" + s.set.Hostname + ">", Sender: string(env.Sender),
+		Date: env.Received, MessageID: "<" + string(env.ID) + "@" + s.set.Hostname + ">", Sender: string(env.Sender), Own: s.owns,
 	})...)
 	env.MessageID = h.MessageID()
 	env.EightBit = env.EightBit || !env.Sender.ASCII() // it may stand in From now
+	in.sealed = h.Signature()
 	head := bytes.NewReader(h.Append(s.trace(env)))
+	if !in.take(int64(head.Len()) - header) { // what goes out is what the far end's equal limit will judge
+		return errTooLarge(in.limit)
+	}
 	return s.conn.srv.opts.Queue.Put(s.conn.ctx, env, io.MultiReader(head, bytes.NewReader(rest), in))
 }
 
@@ -126,6 +154,16 @@ func (s *session) trace(env *envelope.Envelope) []byte {
 		r.Recipient = string(env.Recipients[0].Address)
 	}
 	return append(r.Field().Raw, "X-Relayd-Id: "+string(env.ID)+"\r\n"...)
+}
+
+// owns reports whether the client may send as address, and there is a way to do so.
+func (s *session) owns(address string) bool {
+	a, err := envelope.ParseAddress(address, true)
+	if err != nil || s.client != nil && s.client.maySend(a) != nil {
+		return false
+	}
+	sender, _, err := s.set.Policy.Choose("", a)
+	return err == nil && sender == a
 }
 
 // choose judges From, asks the policy for the sender, and rewrites From where the two differ.

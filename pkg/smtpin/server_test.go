@@ -446,7 +446,7 @@ func TestEnvelope(t *testing.T) {
 		!env.SMTPUTF8 || env.EightBit || env.MessageID != "<m@x>" || env.Client != "" || env.Sender != "a@contoso.com" {
 		t.Errorf("envelope %+v", env)
 	}
-	if want := []string{"removed Bcc", "added the missing Date"}; fmt.Sprint(env.Repairs) != fmt.Sprint(want) {
+	if want := []string{"removed Bcc", "added the missing To", "added the missing Date"}; fmt.Sprint(env.Repairs) != fmt.Sprint(want) {
 		t.Errorf("repairs %q, want %q", env.Repairs, want)
 	}
 	body := q.stored()[0].body
@@ -465,7 +465,7 @@ func TestEnvelope(t *testing.T) {
 func TestBodyByteForByte(t *testing.T) {
 	q := &fakeQueue{}
 	r := start(t, testSettings(), q)
-	header := "Date: d\r\nMessage-ID: <m@x>\r\nSubject: \x1b$B4A\x1b(B =?utf-8?Q?=C3=A9?= \xe9\r\nFrom: a@contoso.com\r\n\r\n"
+	header := "Date: d\r\nMessage-ID: <m@x>\r\nTo: z\r\nSubject: \x1b$B4A\x1b(B =?utf-8?Q?=C3=A9?= \xe9\r\nFrom: a@contoso.com\r\n\r\n"
 	for _, size := range []int{0, 1, 4095, 4096, 65535, 65536, 65537, 3 << 20} {
 		body := testBody(size)
 		p := r.peer(t)
@@ -479,6 +479,71 @@ func TestBodyByteForByte(t *testing.T) {
 			t.Errorf("%d octets do not arrive as they were sent", size)
 		}
 		p.quit()
+	}
+}
+
+func TestLongLinesAreNoticed(t *testing.T) {
+	const header = "Date: d\r\nMessage-ID: <m@x>\r\nTo: z\r\nFrom: a@contoso.com\r\n"
+	tests := []struct {
+		name, in, note string
+	}{
+		{"at the limit", header + "\r\n" + strings.Repeat("x", 998) + "\r\n", ""},
+		{"over it", header + "\r\n" + strings.Repeat("x", 999) + "\r\n", "re-encodes lines over 998 octets when sending"},
+		{"in the header", header + "Subject: " + strings.Repeat("x ", 600) + "\r\n\r\nx\r\n", "re-encodes lines over 998 octets when sending"},
+		{"far behind the header", header + "\r\n" + strings.Repeat(strings.Repeat("x", 76)+"\r\n", 3000) + strings.Repeat("x", 70000) + "\r\n",
+			"re-encodes lines over 998 octets when sending"},
+		{"signed", header + "DKIM-Signature: v=1\r\n\r\n" + strings.Repeat("x", 5000) + "\r\n",
+			"lines over 998 octets left as they are: signed (DKIM-Signature)"},
+	}
+	q := &fakeQueue{}
+	r := start(t, testSettings(), q)
+	p := r.peer(t)
+	p.hello()
+	for i, tt := range tests {
+		p.toData()
+		_, _ = io.WriteString(p.conn, tt.in+".\r\n")
+		p.want("250")
+		mail := q.stored()[i]
+		if mail.env.LongLines != (tt.note != "") || strings.Join(mail.env.Repairs, "; ") != tt.note {
+			t.Errorf("%s: got %v, %q, want %q", tt.name, mail.env.LongLines, mail.env.Repairs, tt.note)
+		}
+		if withoutTrace(t, mail) != tt.in {
+			t.Errorf("%s: does not arrive as it was sent", tt.name)
+		}
+	}
+	p.quit()
+}
+
+// The limit is that of the message as it goes out, our own fields included.
+func TestSizeCountsWhatIsAdded(t *testing.T) {
+	const limit = 4096
+	set, q := testSettings(), &fakeQueue{}
+	set.Limits.MessageBytes = limit
+	r := start(t, set, q)
+	send := func(n int) string {
+		p := r.peer(t)
+		p.hello()
+		p.toData()
+		p.say("From: a@contoso.com\r\nBcc: z@example.com\r\n\r\n" + strings.Repeat("x", n) + "\r\n.")
+		reply := p.want("")
+		p.quit()
+		return reply
+	}
+	if reply := send(1); !strings.HasPrefix(reply, "250 ") {
+		t.Fatal(reply)
+	}
+	room := limit - len(q.stored()[0].body) + 1
+	if reply := send(room); !strings.HasPrefix(reply, "250 ") || q.stored()[1].env.Size != limit {
+		t.Errorf("at the limit: %q", reply)
+	}
+	if reply := send(room + 1); reply != "552 5.3.4 message exceeds 4 KiB" {
+		t.Errorf("one octet over the limit: %q", reply)
+	}
+	if reply := send(limit - 100); reply != "552 5.3.4 message exceeds 4 KiB" {
+		t.Errorf("over it by the fields added: %q", reply)
+	}
+	if n := len(q.stored()); n != 2 {
+		t.Errorf("%d messages stored, want 2", n)
 	}
 }
 
