@@ -427,7 +427,10 @@ func (r *report) checkReplies(c *Config) {
 		if row.Action == "" {
 			r.errorf(key+".action", "is missing; write what to do, like retry or park sender")
 		}
-		if row.Code != "" && !regexp.MustCompile(`^[2345][0-9]{0,2}$`).MatchString(row.Code) {
+		if row.Action == "retry once" && row.Wait == 0 {
+			r.errorf(key+".wait", "is missing, and retry once needs it; write one like 15m")
+		}
+		if row.Code != "" && !regexp.MustCompile(`^[45][0-9]{0,2}$`).MatchString(row.Code) {
 			r.errorf(key+".code", "%q is not a reply code; write one like 550, or the digits it begins with", row.Code)
 		}
 		if row.Enhanced != "" && !regexp.MustCompile(`^[245]\.[0-9]{1,3}\.[0-9]{1,3}(-[0-9]{1,3})?$`).MatchString(row.Enhanced) {
@@ -440,8 +443,6 @@ func (r *report) checkReplies(c *Config) {
 			r.errorf(key+".stage", "is token, where there is no SMTP reply; write error or aadsts, or another stage")
 		case row.Stage != "token" && token:
 			r.errorf(key+".stage", "error and aadsts are Entra ID's; write stage: token")
-		case !smtp && !token && row.Stage == "":
-			r.errorf(key, "fits every reply; write at least one of stage, code, enhanced, text, error and aadsts")
 		}
 	}
 }
