@@ -1,11 +1,17 @@
-// Package admin answers for the relay over HTTP: whether it lives, whether it is ready, and its metrics.
+// Package admin answers for the relay over HTTP: whether it lives, whether it is ready, its metrics, and what has become
+// of each message.
 //
 //	/livez     something is broken that only a restart mends
 //	/readyz    mail can be accepted now
 //	/startupz  the start is complete
 //	/metrics   Prometheus, OpenMetrics and native histograms
+//	/api/v1/   messages: list, show, download, retry, hold, release, drop, send; described by openapi.json there
 //
-// There is nothing to change here and nothing secret to see. The package keeps no state: a crash loses nothing.
+// The first four tell no secret and change nothing; other machines may ask them. The API shows mail and changes the queue.
+// There is no login yet, so it is answered on a loopback address only, to its own name only, and to no page of another site.
+//
+// The package keeps no state: a crash loses nothing. What a change it has answered with success is worth, is [api.Messages]' to
+// promise.
 package admin
 
 import (
@@ -23,6 +29,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/net/netutil"
+
+	"relayd/pkg/admin/api"
 )
 
 // Options of a Server. Address and Gatherer are required.
@@ -34,9 +42,13 @@ type Options struct {
 	Gatherer             prometheus.Gatherer
 	Logger               *zap.Logger // nil: none
 	Version              string      // shown in the Server field of responses as "relayd/VERSION"; empty: "relayd"
+
+	Messages     api.Messages // behind the API, on Address alone; nil: there is no API
+	MessageBytes int64        // largest message the API takes, in octets; 0: 35 MiB
 }
 
-// The limits of one connection. Nothing here is large or slow, so whoever is slower is broken or hostile.
+// The limits of one connection. But for the API, which has limits of its own, nothing here is large or slow, so whoever is
+// slower is broken or hostile.
 const (
 	headerTimeout  = 5 * time.Second
 	writeTimeout   = 30 * time.Second
@@ -56,10 +68,12 @@ type Server struct {
 type end struct {
 	key      string // of the configuration
 	listener net.Listener
+	guard    *guard
 	http     *http.Server
 }
 
-// New binds the addresses and answers nothing until Run. The error names the address and the way out.
+// New binds the addresses and answers nothing until Run. The error names the address and the way out. With Messages, the
+// address must be a loopback one: the API has no login.
 func New(opts Options) (*Server, error) {
 	if opts.Logger == nil {
 		opts.Logger = zap.NewNop()
@@ -68,6 +82,17 @@ func New(opts Options) (*Server, error) {
 	pages := newPages(&opts)
 	if err := s.listen("admin.address", opts.Address, pages, &opts); err != nil {
 		return nil, err
+	}
+	if opts.Messages != nil {
+		g := s.ends[0].guard
+		if !g.local {
+			const text = "admin.address: %s is no loopback address, and the API has no login; write one like 127.0.0.1:8080"
+			return nil, errors.Join(fmt.Errorf(text, opts.Address), s.Close())
+		}
+		var err error
+		if g.api, err = api.New(api.Options{Messages: opts.Messages, MessageBytes: opts.MessageBytes, Logger: opts.Logger}); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
 	}
 	if opts.MetricsAddress == "" || opts.MetricsAddress == opts.Address {
 		return s, nil
@@ -105,6 +130,7 @@ func (s *Server) listen(key, address string, pages pages, opts *Options) error {
 	s.ends = append(s.ends, &end{
 		key:      key,
 		listener: netutil.LimitListener(l, maxConnections),
+		guard:    g,
 		http: &http.Server{
 			Handler:                      g,
 			ReadHeaderTimeout:            headerTimeout,
@@ -167,6 +193,7 @@ func (s *Server) Close() error {
 // guard stands before every page: headers, methods and, on this machine's own address, the Host.
 type guard struct {
 	next   http.Handler
+	api    http.Handler // below /api/; nil: none
 	server string
 	local  bool   // the listener is on a loopback address
 	host   string // as configured, in lower case
@@ -183,6 +210,8 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case g.local && !g.knows(r.Host):
 		// A page elsewhere can make a browser here ask this address under a name of its own (DNS rebinding).
 		http.Error(w, "this address answers only to its own name; ask for it as localhost, or by its number", http.StatusMisdirectedRequest)
+	case g.api != nil && strings.HasPrefix(r.URL.Path, api.Root):
+		g.api.ServeHTTP(w, r)
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		h.Set("Allow", "GET, HEAD")
 		http.Error(w, "only GET and HEAD are allowed here", http.StatusMethodNotAllowed)

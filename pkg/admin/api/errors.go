@@ -1,0 +1,67 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"go.uber.org/zap"
+
+	"relayd/pkg/admin/problem"
+	"relayd/pkg/envelope"
+	"relayd/pkg/status"
+)
+
+// What [Messages] may answer besides a *status.Error.
+var (
+	ErrNotFound    = errors.New("there is no message with that id, or what was asked for is no longer kept")
+	ErrBusy        = errors.New("the message is being sent right now; try again in a moment")
+	ErrUnavailable = errors.New("the queue's storage is not available; try again in a moment")
+)
+
+// explain is what the client reads of err, which came up in an operation. What carries no words for a client is logged
+// instead of told.
+//
+//	ErrNotFound 404 · envelope.ErrCorrupt 500 · ErrBusy 409 · ErrUnavailable, out of time and the unknown 503
+//	*status.Error: 452 507 · other 4xx 503 · 552 413 · other 5xx 422
+func (a *api) explain(operation string, err error) *problem.Problem {
+	if p, ok := errors.AsType[*problem.Problem](err); ok {
+		return p
+	}
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return problem.New(http.StatusNotFound, "%v", ErrNotFound)
+	case errors.Is(err, ErrBusy):
+		return problem.New(http.StatusConflict, "%v", ErrBusy)
+	case errors.Is(err, envelope.ErrCorrupt):
+		return problem.New(http.StatusInternalServerError, "the message is damaged in storage")
+	case errors.Is(err, ErrUnavailable):
+		a.log.Error("API request failed", zap.String("operation", operation), zap.Error(err))
+		return problem.New(http.StatusServiceUnavailable, "%v", ErrUnavailable)
+	}
+	e, known := errors.AsType[*status.Error](err)
+	cause := err
+	switch {
+	case known:
+		cause = e.Err
+	case errors.Is(err, context.Canceled):
+		return problem.New(http.StatusServiceUnavailable, "the request was called off") // nobody reads it
+	case errors.Is(err, context.DeadlineExceeded):
+		return problem.New(http.StatusServiceUnavailable, "no answer in time; ask for less, or try again")
+	default:
+		e = status.From(err)
+	}
+	if cause != nil {
+		a.log.Error("API request failed", zap.String("operation", operation), zap.Error(cause))
+	}
+	code := http.StatusUnprocessableEntity
+	switch {
+	case e.Code == 452:
+		code = http.StatusInsufficientStorage
+	case e.Temporary():
+		code = http.StatusServiceUnavailable
+	case e.Code == 552:
+		code = http.StatusRequestEntityTooLarge
+	}
+	return problem.New(code, "%s", problem.Clip((&status.Error{Code: e.Code, Enhanced: e.Enhanced, Text: e.Text}).Error()))
+}
