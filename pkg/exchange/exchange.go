@@ -7,8 +7,9 @@
 //	before the final dot    nothing was accepted: retry
 //	from the final dot on   unknown until the reply is read (RFC 1047): uncertain
 //
-// What may not be the message's fault never fails it: authentication parks its sender or tenant, quotas park the sender
-// until they heal, the unknown is temporary. Sessions and the catalogue of replies are package submission below this one.
+// What may not be the message's fault never fails it: authentication parks its sender or tenant, quotas hold the sender's
+// mail until they heal, the unknown is temporary. Below this package are submission, the sessions, and catalogue, what the
+// replies mean.
 package exchange
 
 import (
@@ -21,12 +22,14 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"relayd/pkg/envelope"
+	"relayd/pkg/exchange/catalogue"
 	"relayd/pkg/exchange/submission"
 	"relayd/pkg/status"
 )
@@ -56,10 +59,11 @@ type Options struct {
 	Logger      *zap.Logger           // nil: none
 	Registerer  prometheus.Registerer // nil: metrics are kept and not shown
 	Timeouts    Timeouts
-	IdleLimit   time.Duration // an unused session is closed after this; 0: 60 s (Exchange Online drops it after 5 minutes)
-	AgeLimit    time.Duration // a session is not used again after this; 0: 15 min (Exchange Online ends it after 20)
-	MaxMessages int           // per session; 0: 500
-	MaxIdle     int           // idle sessions of all mailboxes together; 0: 1000
+	IdleLimit   time.Duration        // an unused session is closed after this; 0: 60 s (Exchange Online drops it after 5 minutes)
+	AgeLimit    time.Duration        // a session is not used again after this; 0: 15 min (Exchange Online ends it after 20)
+	MaxMessages int                  // per session; 0: 500
+	MaxIdle     int                  // idle sessions of all mailboxes together; 0: 1000
+	Catalogue   *catalogue.Catalogue // what the replies mean; nil: catalogue.Default
 	// Dial opens connections; nil: a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -77,9 +81,11 @@ type Timeouts struct {
 
 // Pool is the sessions with Exchange Online. All its methods may be called at any time from any goroutine.
 type Pool struct {
-	options Options
-	metrics *metrics
-	client  *submission.Client
+	options   Options
+	metrics   *metrics
+	client    *submission.Client
+	catalogue atomic.Pointer[catalogue.Catalogue]
+	unknown   *unknown
 
 	mu      sync.Mutex // guards what follows
 	tenants map[string]*tenant
@@ -130,8 +136,10 @@ func New(o Options) (*Pool, error) {
 		}
 	}
 	p := &Pool{options: o, metrics: newMetrics(o.Registerer), tenants: map[string]*tenant{}, idle: map[string][]*session{}}
-	p.client = &submission.Client{Hostname: o.Hostname, Count: p.metrics.count, Timeouts: submission.Timeouts{
-		Greeting: t.Greeting, Command: t.Command, Data: t.Data, Block: t.Block, Dot: t.Dot}}
+	p.SetCatalogue(o.Catalogue)
+	p.unknown = &unknown{metrics: p.metrics, logger: o.Logger, told: map[replyKind]time.Time{}}
+	p.client = &submission.Client{Hostname: o.Hostname, Count: p.metrics.count, Catalogue: p.catalogue.Load, Unknown: p.unknown.reply,
+		Timeouts: submission.Timeouts{Greeting: t.Greeting, Command: t.Command, Data: t.Data, Block: t.Block, Dot: t.Dot}}
 	return p, p.Configure(o.Tenants)
 }
 
@@ -165,6 +173,14 @@ func (p *Pool) Configure(tenants map[string]Tenant) error {
 	p.mu.Unlock()
 	p.reap(time.Now())
 	return nil
+}
+
+// SetCatalogue replaces what the replies mean, from the next reply on; nil: catalogue.Default.
+func (p *Pool) SetCatalogue(c *catalogue.Catalogue) {
+	if c == nil {
+		c = catalogue.Default()
+	}
+	p.catalogue.Store(c)
 }
 
 // Run closes idle sessions when their time has come, until ctx ends; then it closes all and returns nil. Deliveries
@@ -236,7 +252,7 @@ func (p *Pool) deliver(ctx context.Context, route *envelope.Route, d *submission
 			}
 			var e *status.Error
 			if s, e = p.connect(ctx, t, route, token); e != nil {
-				if refused != "" || !submission.TokenAtFault(e) {
+				if refused != "" || !p.client.TokenAtFault(e) {
 					return e
 				}
 				refused, verdict = token, e
@@ -247,7 +263,7 @@ func (p *Pool) deliver(ctx context.Context, route *envelope.Route, d *submission
 		switch {
 		case e == nil || d.Started || ctx.Err() != nil:
 			return e
-		case refused == "" && submission.TokenAtFault(e):
+		case refused == "" && p.client.TokenAtFault(e):
 			refused, verdict = s.token, e
 		case !reused || !died:
 			return e
@@ -256,19 +272,23 @@ func (p *Pool) deliver(ctx context.Context, route *envelope.Route, d *submission
 	}
 }
 
-// use runs one delivery on s and then keeps or closes it: s is not the caller's any more.
+// use runs one delivery on s and then keeps or closes it, even when the delivery panics: s is not the caller's any more.
 func (p *Pool) use(ctx context.Context, s *session, route *envelope.Route, d *submission.Delivery, reused bool) (e *status.Error, died bool) {
+	keep := false
+	defer func() {
+		if keep {
+			p.release(s, route.Connections)
+			return
+		}
+		s.tenant.active.Dec()
+		p.close(s)
+	}()
 	e = s.Deliver(ctx, d)
 	died = s.Broken()
 	if died && e != nil && (!reused || d.Started) { // that an old session has died is no news
 		p.logFailure(route, e, zap.String("id", string(d.Env.ID)))
 	}
-	if died || submission.TokenAtFault(e) {
-		s.tenant.active.Dec()
-		p.close(s)
-		return e, died
-	}
-	p.release(s, route.Connections)
+	keep = !died && !p.client.TokenAtFault(e)
 	return e, died
 }
 
@@ -304,5 +324,5 @@ func (p *Pool) connect(ctx context.Context, t *tenant, route *envelope.Route, to
 func (p *Pool) logFailure(route *envelope.Route, e *status.Error, more ...zap.Field) {
 	p.options.Logger.Warn("session failed", append(more, zap.String("tenant", route.Tenant),
 		zap.String("login", string(route.Login)), zap.String("stage", string(e.Stage)), zap.Int("code", e.Code),
-		zap.Stringer("enhanced", e.Enhanced), zap.String("reply", e.Text), zap.Error(e.Err))...)
+		zap.Stringer("enhanced", e.Enhanced), zap.String("reply", e.Text), zap.String("rule", e.Rule), zap.Error(e.Err))...)
 }

@@ -68,7 +68,7 @@ relayd_exchange_replies_total{code="250",enhanced="2.1.5",stage="rcpt"} 3
 relayd_exchange_replies_total{code="334",enhanced="",stage="auth"} 1
 relayd_exchange_replies_total{code="354",enhanced="",stage="data"} 2
 `
-		if err := testutil.GatherAndCompare(r.registry, strings.NewReader(wantMetrics)); err != nil {
+		if err := testutil.GatherAndCompare(r.registry, strings.NewReader(wantMetrics), "relayd_exchange_connections", "relayd_exchange_replies_total"); err != nil {
 			t.Error(err)
 		}
 		if got := r.send(text); len(got.Errs) != 0 || len(r.messages) != 2 {
@@ -197,7 +197,7 @@ func TestRecipients(t *testing.T) {
 							t.Errorf("recipient %d: got %v", i, e)
 						}
 					case 60:
-						if e == nil || e.Action != status.Retry || e.Code != 452 {
+						if e == nil || e.Action != status.Split || e.Code != 452 {
 							t.Errorf("recipient %d: got %v", i, e)
 						}
 					default:
@@ -268,7 +268,7 @@ func TestFaults(t *testing.T) {
 		{"no STARTTLS", map[string]string{"* EHLO": "250-hi\r\n250-AUTH XOAUTH2\r\n250 SIZE\r\n"}, "starttls: 454 4.7.0", status.Retry, 1},
 		{"454 to STARTTLS", map[string]string{"* STARTTLS": "454 4.7.0 TLS not available\r\n"}, "starttls: 454 4.7.0 TLS not available", status.Retry, 1},
 		{"501 to STARTTLS", map[string]string{"* STARTTLS": "501 5.5.4 no\r\n"}, "starttls: 501", status.Retry, 1},
-		{"421 old TLS", map[string]string{"* STARTTLS": "421 4.7.66 TLS 1.0 and 1.1 are not supported.\r\n"}, "starttls: 421 4.7.66", status.Retry, 1},
+		{"421 old TLS", map[string]string{"* STARTTLS": "421 4.7.66 TLS 1.0 and 1.1 are not supported.\r\n"}, "starttls: 421 4.7.66", status.ParkTenant, 1},
 		{"bytes behind the 220", map[string]string{"* STARTTLS": "220 go\r\n250 2.0.0 injected\r\n"}, "starttls: 454 4.7.0", status.Retry, 1},
 		{"no handshake", map[string]string{"* STARTTLS": "220 go\r\n" + ok}, "starttls: 454 4.7.0", status.Retry, 1},
 
@@ -279,7 +279,7 @@ func TestFaults(t *testing.T) {
 		{"MAIL 421", map[string]string{"* MAIL": "421 4.4.1 Connection timed out\r\n"}, "mail: 421 4.4.1", status.Retry, 1},
 		{"MAIL garbage", map[string]string{"* MAIL": "\x00\xff\x1b[2J\r\n"}, "mail: 451 4.5.0", status.Retry, 1},
 		{"RCPT hang up", map[string]string{"* RCPT": hangUp}, "rcpt: 451 4.4.2", status.Retry, 1},
-		{"RCPT 552 is temporary", map[string]string{"* RCPT": "552 5.5.3 too many\r\n"}, "rcpt: 552", status.Retry, 1},
+		{"RCPT 552 splits", map[string]string{"* RCPT": "552 5.5.3 too many\r\n"}, "rcpt: 552", status.Split, 1},
 		{"DATA 4xx", map[string]string{"* DATA": "451 4.3.0 later\r\n"}, "data: 451 4.3.0", status.Retry, 1},
 		{"DATA 5xx", map[string]string{"* DATA": "554 5.5.1 no\r\n"}, "data: 554", status.Fail, 1},
 		{"DATA 250", map[string]string{"* DATA": "250 2.0.0 fine\r\n"}, "data: 451 4.5.0", status.Retry, 1},
@@ -405,7 +405,7 @@ func TestAuthentication(t *testing.T) {
 			map[string]string{"* (credential)": "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. Visit https://aka.ms/smtp_auth_disabled for more information.\r\n"},
 			false, "auth: 535 5.7.139", status.ParkTenant, 1},
 		{"454", map[string]string{"* (credential)": "454 4.7.0 Temporary authentication failure\r\n"}, false, "auth: 454 4.7.0", status.BackOffSender, 1},
-		{"451", map[string]string{"* (credential)": "451 4.7.0 Temporary server error. Please try again later. PRX4\r\n"}, false, "auth: 451 4.7.0", status.Retry, 1},
+		{"451", map[string]string{"* (credential)": "451 4.7.0 Temporary server error. Please try again later. PRX4\r\n"}, false, "auth: 451 4.7.0", status.BackOffSender, 1},
 		{"421", map[string]string{"* (credential)": "421 4.3.2 Service not active [x]\r\n"}, false, "auth: 421 4.3.2", status.Retry, 1},
 		{"challenges for ever", map[string]string{"* (credential)": json, "* (empty)": json}, false, "auth: 451 4.5.0", status.Retry, 1},
 	}

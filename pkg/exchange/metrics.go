@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"relayd/pkg/exchange/catalogue"
 	"relayd/pkg/status"
 )
 
@@ -17,6 +18,7 @@ const maxReplySeries = 200
 type metrics struct {
 	replies     *prometheus.CounterVec
 	connections *prometheus.GaugeVec
+	unknown     *prometheus.CounterVec
 
 	mu    sync.RWMutex // guards known
 	known map[replyKind]prometheus.Counter
@@ -30,13 +32,19 @@ type replyKind struct {
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	f := promauto.With(r)
-	return &metrics{
+	m := &metrics{
 		replies: f.NewCounterVec(prometheus.CounterOpts{Name: "relayd_exchange_replies_total",
 			Help: "Replies of Exchange Online, good and bad."}, []string{"stage", "code", "enhanced"}),
 		connections: f.NewGaugeVec(prometheus.GaugeOpts{Name: "relayd_exchange_connections",
 			Help: "Authenticated sessions with Exchange Online: idle, or active in a delivery."}, []string{"tenant", "state"}),
+		unknown: f.NewCounterVec(prometheus.CounterOpts{Name: "relayd_exchange_unknown_replies_total",
+			Help: "Replies of Exchange Online that no row of the catalogue describes."}, []string{"stage"}),
 		known: map[replyKind]prometheus.Counter{},
 	}
+	for _, stage := range catalogue.Stages() {
+		m.unknown.WithLabelValues(string(stage))
+	}
+	return m
 }
 
 // count counts a reply.

@@ -104,7 +104,7 @@ func TestSandboxTakesMail(t *testing.T) {
 	if out := deliver(t, pool, "other@contoso.com", message("other@contoso.com", 1)); out.Errs[0] != nil {
 		t.Errorf("with tokens revoked: %v", out.Errs[0])
 	}
-	if out := deliver(t, pool, "app@contoso.com", message("sales@contoso.com", 1)); out.Errs[0] == nil || out.Errs[0].Action != status.Fail {
+	if out := deliver(t, pool, "app@contoso.com", message("sales@contoso.com", 1)); out.Errs[0] == nil || out.Errs[0].Action != status.RetryOnce {
 		t.Errorf("From without Send As: %v", out.Errs[0])
 	}
 }
@@ -115,15 +115,15 @@ func TestSandboxFaults(t *testing.T) {
 	want := map[string]status.Action{
 		"auth-unsuccessful": status.ParkSender, "auth-disabled-tenant": status.ParkTenant, "auth-disabled-mailbox": status.ParkSender,
 		"auth-basic-disabled": status.ParkSender, "auth-security-defaults": status.ParkSender, "auth-criteria": status.ParkSender,
-		"auth-sts-unreachable": status.BackOffTenant, "auth-temporary": status.BackOffSender, "auth-prx4": status.Retry,
+		"auth-sts-unreachable": status.BackOffTenant, "auth-temporary": status.BackOffSender, "auth-prx4": status.BackOffSender,
 		"auth-draining": status.Retry, "auth-hve-invalid-user": status.ParkSender, "auth-challenge": status.ParkSender,
 		"mail-not-authenticated": status.ParkSender, "mail-send-as-denied": status.Fail, "mail-basic-retired": status.ParkSender,
 		"mail-dropped": status.BackOffSender, "rcpt-access-denied": status.BackOffTenant, "rcpt-server-busy": status.BackOffTenant,
 		"rcpt-restricted": status.BackOffTenant, "rcpt-invalid": status.Fail, "rcpt-not-found": status.Fail, "rcpt-address-rejected": status.Fail,
-		"dot-threads": status.BackOffSender, "dot-concurrent": status.BackOffSender, "dot-recipient-threads": status.Retry, "dot-mrh1": status.Retry,
-		"dot-send-as-denied-old": status.Fail, "dot-quota": status.ParkSender, "dot-daily-limit": status.ParkSender,
-		"dot-submission-quota": status.ParkSender, "dot-mailbox-full": status.ParkSender, "dot-bad-sender": status.ParkSender,
-		"dot-tenant-external": status.ParkSender, "dot-trial-external": status.ParkSender, "dot-onmicrosoft": status.ParkSender,
+		"dot-threads": status.BackOffSender, "dot-concurrent": status.BackOffSender, "dot-recipient-threads": status.Retry, "dot-mrh1": status.Uncertain,
+		"dot-send-as-denied-old": status.RetryOnce, "dot-quota": status.HoldSender, "dot-daily-limit": status.HoldSender,
+		"dot-submission-quota": status.HoldSender, "dot-mailbox-full": status.ParkSender, "dot-bad-sender": status.ParkSender,
+		"dot-tenant-external": status.HoldTenantExternal, "dot-trial-external": status.HoldTenantExternal, "dot-onmicrosoft": status.HoldSenderExternal,
 		"dot-spam": status.ParkSender, "dot-banned": status.ParkSender, "dot-tenant-threshold": status.ParkTenant, "dot-tenant-ip": status.ParkTenant,
 		"dot-unregistered-domain": status.ParkTenant, "dot-header-size": status.Fail, "dot-mime": status.Fail, "dot-invalid-characters": status.Fail,
 		"dot-hourly-pair": status.Retry, "dot-not-allowed": status.Fail, "dot-group": status.Fail,
@@ -164,6 +164,9 @@ func TestSandboxFaults(t *testing.T) {
 				got = e.Action
 				if strings.ContainsFunc(e.Text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 					t.Errorf("control characters in %q", e.Text)
+				}
+				if e.Rule != "" && e.Cause == "" || strings.HasPrefix(e.Rule, "unknown-") && rule.Name != "starttls-454" && rule.Name != "connect-421" && rule.Name != "mail-control" {
+					t.Errorf("read by %q: %s", e.Rule, e.Cause)
 				}
 				if strings.Contains(fmt.Sprint(e, e.Err), clientSecret) {
 					t.Errorf("secret in %v", e.Err)

@@ -40,7 +40,7 @@ type server struct {
 
 	// say returns what to send in answer to line of connection n (from 1); "" for the default. Where there is no line it is
 	// "(greeting)", "(empty)", "(credential)" or "(body)"; "." is the end of a message. hangUp at the end of an answer
-	// closes behind it; silence is no answer.
+	// closes behind it; silence is no answer, and drip one without end.
 	say func(n int, line string) string
 
 	mu       sync.Mutex
@@ -62,6 +62,7 @@ type received struct {
 const (
 	hangUp  = "\x00hang up"
 	silence = "\x00silence"
+	drip    = "\x00drip" // one octet a second, no end of line
 )
 
 var plainOffer = []string{"SIZE 157286400", "PIPELINING", "DSN", "ENHANCEDSTATUSCODES", "STARTTLS", "8BITMIME", "BINARYMIME", "CHUNKING", "SMTPUTF8"}
@@ -153,6 +154,17 @@ func (c *conversation) send(line, normal string) bool {
 	case silence:
 		_, _ = io.Copy(io.Discard, c.conn)
 		return false
+	case drip:
+		for {
+			if _, err := c.conn.Write([]byte("2")); err != nil {
+				return false
+			}
+			select {
+			case <-c.server.over:
+				return false
+			case <-time.After(time.Second):
+			}
+		}
 	case "":
 		answer = normal
 	}

@@ -165,8 +165,8 @@ func (r *Row) check(fail func(field, problem string), known bool) {
 		strings.HasPrefix(r.Name, "-") || strings.HasSuffix(r.Name, "-") || strings.Contains(r.Name, "--") {
 		fail("name", "must be lower-case letters and digits, words joined by \"-\"")
 	}
-	if r.Stage != "" && !slices.Contains(stages(), r.Stage) {
-		fail("stage", fmt.Sprintf("must be one of %q", stages()))
+	if r.Stage != "" && !slices.Contains(Stages(), r.Stage) {
+		fail("stage", fmt.Sprintf("must be one of %q", Stages()))
 	}
 	if r.Code != "" && (len(r.Code) > 3 || r.Code[0] != '4' && r.Code[0] != '5' || strings.Trim(r.Code, "0123456789") != "") {
 		fail("code", "must be a reply code, or its first digits, from 400 to 599")
@@ -194,8 +194,8 @@ func (r *Row) check(fail func(field, problem string), known bool) {
 	}
 }
 
-// stages returns those at which Exchange Online replies.
-func stages() []status.Stage {
+// Stages returns those at which Exchange Online replies.
+func Stages() []status.Stage {
 	return []status.Stage{status.StageGreeting, status.StageEHLO, status.StageSTARTTLS, status.StageAuth, status.StageMail,
 		status.StageRcpt, status.StageData, status.StageDot}
 }

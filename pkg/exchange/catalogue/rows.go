@@ -74,7 +74,8 @@ const (
 // goes by its code.
 func builtin() []Row {
 	var rows []Row
-	for _, e := range slices.Concat(throttling(), settings(), authentication(), quotas(), blocked(), sending(), content(), recipients(), defaults()) {
+	for _, e := range slices.Concat(throttling(), settings(), authentication(), quotas(), blocked(), sending(), content(),
+		recipients(), defaults()) {
 		rows = append(rows, e.Row)
 		for _, f := range e.or {
 			r := e.Row
@@ -92,8 +93,8 @@ func throttling() []entry {
 			Cause:  "more messages of one mailbox were being sent at the same time than the 3 Exchange Online allows",
 			Advice: "Lower connections of the sender, and see that nothing else sends as the same mailbox",
 			Source: sourceSubmission + "; Ombi#4093"}},
-		{Row: Row{Name: "concurrent-connections", Number: 2, Text: "concurrent connections limit " +
-			"exceeded", Action: status.BackOffSender,
+		{Row: Row{Name: "concurrent-connections", Number: 2, Text: "concurrent connections limit exceeded",
+			Action: status.BackOffSender,
 			Cause:  "more connections of one mailbox were sending at the same time than the 3 Exchange Online allows",
 			Advice: "Lower connections of the sender, and see that nothing else sends as the same mailbox",
 			Source: "fastapi-mail#75"}},
@@ -114,26 +115,28 @@ func throttling() []entry {
 			Advice: "Microsoft Defender portal > Email & collaboration > Review > Restricted entities: see whether a " +
 				"mailbox is listed, and what it sent",
 			Source: "MailKit#1502"}},
-		{Row: Row{Name: "address-throttled", Number: 12, Enhanced: "4.7.500-699", Text: "server " +
-			"busy", Action: status.BackOffTenant, Wait: 15 * time.Minute,
+		{Row: Row{Name: "address-throttled", Number: 12, Enhanced: "4.7.500-699", Text: "server busy",
+			Action: status.BackOffTenant, Wait: 15 * time.Minute,
 			Cause: "Exchange Online throttles the address relayd connects from", Source: "suped.com"},
 			or: []fit{{text: "s77714"}}},
-		{Row: Row{Name: "access-restricted", Number: 13, Enhanced: "4.7.500-699, " +
-			"4.7.850-899", Action: status.BackOffTenant,
+		{Row: Row{Name: "access-restricted", Number: 13, Enhanced: "4.7.500-699, 4.7.850-899",
+			Action: status.BackOffTenant,
 			Cause: "Exchange Online restricts the account (4.7.500-699) or the address relayd connects from " +
 				"(4.7.850-899) for a time",
 			Advice: "If it lasts: Microsoft Defender portal > Email & collaboration > Review > Restricted entities",
 			Source: sourceNDR}},
 		{Row: Row{Name: "auth-temporary", Number: 4, Stage: status.StageAuth, Code: "454", Action: status.BackOffSender,
 			Cause: "Exchange Online cannot check sign-ins at the moment", Source: "unconfirmed"}},
-		{Row: Row{Name: "auth-proxy", Number: 5, Stage: status.StageAuth, Code: "451", Enhanced: "4.7.0", Action: status.BackOffSender,
+		{Row: Row{Name: "auth-proxy", Number: 5, Stage: status.StageAuth, Code: "451", Enhanced: "4.7.0",
+			Action: status.BackOffSender,
 			Cause: "Exchange Online's front end cannot reach the mailbox's back end; some mailboxes are reported to " +
 				"have had this for months",
 			Advice: "If it lasts for hours: see that the mailbox is licensed and in Exchange Online (PowerShell: " +
 				"Get-EXOMailbox -Identity <mailbox>), then ask Microsoft, with the whole reply",
 			Source: "oauth2ms#5; MailKit#566"},
 			or: []fit{{stage: status.StageAuth, text: "temporary server error"}}},
-		{Row: Row{Name: "server-error-after-data", Number: 7, Stage: status.StageDot, Code: "4", Enhanced: "4.3.111", Action: status.Uncertain, Ambiguous: true,
+		{Row: Row{Name: "server-error-after-data", Number: 7, Stage: status.StageDot, Code: "4", Enhanced: "4.3.111",
+			Action: status.Uncertain, Ambiguous: true,
 			Cause:  "Exchange Online failed while it took the message; whether it was sent is not known",
 			Source: "seq-app-htmlemail#101"},
 			or: []fit{{stage: status.StageDot, code: "4", text: "mrh1"}}},
@@ -177,24 +180,24 @@ func settings() []entry {
 // authentication is never the message's fault.
 func authentication() []entry {
 	return []entry{
-		{Row: Row{Name: "smtp-auth-off-tenant", Number: 21, Text: "smtpclientauthentication is disabled for the " +
-			"tenant", Action: status.ParkTenant,
+		{Row: Row{Name: "smtp-auth-off-tenant", Number: 21, Text: "smtpclientauthentication is disabled for the tenant",
+			Action: status.ParkTenant,
 			Cause:  "SMTP AUTH is switched off for the tenant",
 			Advice: adviceTenantSwitch, Source: "email-oauth2-proxy#193"}},
-		{Row: Row{Name: "smtp-auth-off-mailbox", Number: 22, Text: "smtpclientauthentication is disabled for the " +
-			"mailbox", Action: status.ParkSender,
-			Cause: "SMTP AUTH is switched off for the mailbox", Advice: adviceMailboxSwitch, Source: "unconfirmed"}},
+		{Row: Row{Name: "smtp-auth-off-mailbox", Number: 22, Text: "smtpclientauthentication is disabled for the mailbox",
+			Action: status.ParkSender,
+			Cause:  "SMTP AUTH is switched off for the mailbox", Advice: adviceMailboxSwitch, Source: "unconfirmed"}},
 		{Row: Row{Name: "basic-auth-off", Number: 23, Text: "basic authentication is disabled", Action: status.ParkSender,
 			Cause:  "Exchange Online saw a sign-in with a password, which relayd never makes",
 			Advice: adviceBasic, Source: "mailsend-go#68"}},
-		{Row: Row{Name: "security-defaults", Number: 24, Enhanced: "5.7.139", Text: "security defaults " +
-			"policy", Action: status.ParkSender,
-			Cause: "the tenant's security defaults lock the mailbox out of SMTP AUTH",
+		{Row: Row{Name: "security-defaults", Number: 24, Enhanced: "5.7.139", Text: "security defaults policy",
+			Action: status.ParkSender,
+			Cause:  "the tenant's security defaults lock the mailbox out of SMTP AUTH",
 			Advice: "Entra admin center > Identity > Overview > Properties > Manage security defaults: replace them " +
 				"by Conditional Access that allows the application, or send by Graph",
 			Source: "bookyourpto.com"}},
-		{Row: Row{Name: "auth-criteria", Number: 25, Enhanced: "5.7.139", Text: "did not meet the " +
-			"criteria", Action: status.ParkSender,
+		{Row: Row{Name: "auth-criteria", Number: 25, Enhanced: "5.7.139", Text: "did not meet the criteria",
+			Action: status.ParkSender,
 			Cause: "SMTP AUTH is off for the mailbox, or a Conditional Access or authentication policy refuses the " +
 				"sign-in",
 			Advice: adviceMailboxSwitch + ". Then Entra admin center > Protection > Conditional Access, and the " +
@@ -311,8 +314,8 @@ func content() []entry {
 				"PowerShell: Set-Mailbox -Identity <mailbox> -MaxSendSize 150MB",
 			Source: sourceServerNDR + "; pm2-health#52"},
 			or: []fit{{text: "maxsubmissionexceeded"}, {text: "message size exceeds"}}},
-		{Row: Row{Name: "invalid-mime", Number: 43, Enhanced: "5.6.0", Text: "invalid message " +
-			"content", Action: status.Fail,
+		{Row: Row{Name: "invalid-mime", Number: 43, Enhanced: "5.6.0", Text: "invalid message content",
+			Action: status.Fail,
 			Cause:  "the message's MIME structure or header is malformed, or too large",
 			Advice: "Correct the application that made the message", Source: "zammad#5334"},
 			or: []fit{{code: "5", text: "imc53"}}},
@@ -342,7 +345,7 @@ func recipients() []entry {
 			Cause:  "the address is malformed",
 			Advice: "Correct the address in the application that sends", Source: sourceServerNDR},
 			or: []fit{{code: "5", text: "invalid recipient address"}}},
-		{Row: Row{Name: "unknown-recipient", Number: 49, Enhanced: "5.1.10", Action: status.Fail,
+		{Row: Row{Name: "no-such-recipient", Number: 49, Enhanced: "5.1.10", Action: status.Fail,
 			Cause:  "there is no such recipient",
 			Advice: "Correct the address in the application that sends", Source: sourceNDR},
 			or: []fit{{enhanced: "5.4.1", text: "recipient address rejected"}}},

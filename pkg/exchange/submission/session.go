@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"relayd/pkg/envelope"
+	"relayd/pkg/exchange/catalogue"
 	"relayd/pkg/status"
 )
 
@@ -40,6 +41,10 @@ type Client struct {
 	Timeouts Timeouts
 	// Count is told of every reply.
 	Count func(stage status.Stage, code int, enhanced status.Enhanced)
+	// Catalogue returns the rows to read replies by.
+	Catalogue func() *catalogue.Catalogue
+	// Unknown is told of a reply that no row describes: its text is escaped, and holds no credential.
+	Unknown func(e *status.Error)
 
 	blocks sync.Pool // *block
 }
@@ -59,6 +64,7 @@ type Session struct {
 	todo  []int  // buffer of transact
 	ext   extensions
 
+	secrets  []string // token and what was sent of it; while AUTH is under way
 	messages int
 	dirty    bool // a transaction was begun and not completed: RSET before the next
 	broken   bool // not to be used again
@@ -90,11 +96,13 @@ func (c *Client) Open(ctx context.Context, conn net.Conn, config *tls.Config, lo
 // are accepted. When ctx ends, so does the connection.
 func (s *Session) Deliver(ctx context.Context, d *Delivery) *status.Error {
 	stop := context.AfterFunc(ctx, s.abort)
+	sound := false
+	defer func() { // Body may panic
+		s.broken = !stop() || s.broken || !sound
+	}()
 	clear(d.Errs)
 	e := s.transact(d)
-	if !stop() {
-		s.broken = true
-	}
+	sound = true
 	return interrupted(ctx, e)
 }
 
@@ -217,7 +225,9 @@ func (s *Session) auth() *status.Error {
 		s.broken = true
 		return &status.Error{Code: 454, Enhanced: status.Enhanced{4, 7, 0}, Stage: stage, Text: "Exchange Online does not offer XOAUTH2"}
 	}
-	client, sent := xoauth2{user: string(s.login), token: s.token}, ""
+	client := xoauth2{user: string(s.login), token: s.token}
+	s.secrets = []string{s.token}
+	defer func() { s.secrets = nil }()
 	mech, _, _ := client.Start() // has no error to give
 	r, e := s.command(stage, "AUTH "+mech)
 	for e == nil && r.code == 334 {
@@ -230,7 +240,7 @@ func (s *Session) auth() *status.Error {
 			return s.lost(stage, fmt.Errorf("%w: %w", errProtocol, err))
 		}
 		line := base64.StdEncoding.EncodeToString(response)
-		sent += line
+		s.secrets = append(s.secrets, line)
 		r, e = s.command(stage, line)
 	}
 	if e == nil {
@@ -242,7 +252,7 @@ func (s *Session) auth() *status.Error {
 	if client.challenge != "" {
 		e.Err = errors.Join(e.Err, fmt.Errorf("challenge %s", escape(client.challenge[:min(len(client.challenge), maxText)])))
 	}
-	return withhold(e, s.token, sent)
+	return withhold(e, s.secrets...)
 }
 
 // withhold strikes out texts that repeat part of a credential, as a server may that quotes what it does not understand.
@@ -268,8 +278,12 @@ func withhold(e *status.Error, secrets ...string) *status.Error {
 }
 
 // TokenAtFault reports whether a fresh token may cure e, an error of a session.
-func TokenAtFault(e *status.Error) bool {
-	return e != nil && e.Stage != status.StageToken && classify(e.Stage, e.Code, e.Enhanced, e.Text).token
+func (c *Client) TokenAtFault(e *status.Error) bool {
+	if e == nil || e.Stage == status.StageToken || e.Rule == "" {
+		return false
+	}
+	row := c.Catalogue().Named(e.Rule) // nil: a reload has just taken it away
+	return row != nil && row.FreshToken
 }
 
 // command sends one line and reads the reply.
@@ -301,16 +315,23 @@ func (s *Session) read(stage status.Stage, limit time.Duration) (reply, *status.
 	return r, nil
 }
 
-// verdict is nil for a 2yz reply; what is not 4yz or 5yz either makes no sense here.
+// verdict is nil for an acceptance; what is no refusal either makes no sense here. From MAIL on an acceptance is 25z: a
+// 220 there is the greeting of another server behind a balancer, which has not seen what went before.
 func (s *Session) verdict(stage status.Stage, r reply) *status.Error {
+	session := stage == status.StageGreeting || stage == status.StageSTARTTLS || stage == status.StageAuth
 	switch {
-	case r.code < 300:
+	case r.code/10 == 25, r.code < 300 && session:
 		return nil
 	case r.code < 400:
 		return s.lost(stage, fmt.Errorf("%w: %s", errProtocol, r))
 	}
 	e := &status.Error{Code: r.code, Enhanced: r.enhanced(), Text: r.text(), Stage: stage}
-	e.Action = classify(stage, e.Code, e.Enhanced, e.Text).action
+	row := s.client.Catalogue().Classify(stage, e.Code, e.Enhanced, e.Text)
+	e.Action, e.Rule, e.Wait, e.Cause, e.Advice = row.Action, row.Name, row.Wait, row.Cause, row.Advice
+	e = withhold(e, s.secrets...)
+	if row.Unknown {
+		s.client.Unknown(e)
+	}
 	return e
 }
 

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"relayd/pkg/envelope"
+	"relayd/pkg/exchange/catalogue"
 	"relayd/pkg/status"
 )
 
@@ -88,6 +89,7 @@ func run(t *testing.T, dialogue string, f func(ctx context.Context, c *Client, c
 			play(t, far, server, dialogue)
 		})
 		client := &Client{Hostname: "relay.example", Count: func(status.Stage, int, status.Enhanced) {},
+			Catalogue: catalogue.Default, Unknown: func(*status.Error) {},
 			Timeouts: Timeouts{Greeting: time.Minute, Command: time.Minute, Data: time.Minute, Block: time.Minute, Dot: time.Minute}}
 		f(t.Context(), client, near, &tls.Config{ServerName: "smtp.example", RootCAs: roots, MinVersion: tls.VersionTLS12})
 		_ = near.Close()
@@ -227,7 +229,7 @@ func TestOpenFails(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			run(t, tt.dialogue, func(ctx context.Context, c *Client, conn net.Conn, config *tls.Config) {
 				s, e := c.Open(ctx, conn, config, "a@contoso.com", "tok")
-				if s != nil || e == nil || !strings.HasPrefix(e.Error(), tt.want) || e.Action != tt.action || TokenAtFault(e) != tt.token {
+				if s != nil || e == nil || !strings.HasPrefix(e.Error(), tt.want) || e.Action != tt.action || c.TokenAtFault(e) != tt.token {
 					t.Errorf("got %v, %v, want %v, %s", e.Action, e, tt.action, tt.want)
 				}
 				if _, err := conn.Write([]byte("x")); !errors.Is(err, io.ErrClosedPipe) {

@@ -43,24 +43,49 @@ func (s *Session) transact(d *Delivery) *status.Error {
 	}
 	s.messages++
 	accepted, e := s.envelope(d, todo)
-	if e != nil || accepted == 0 {
+	if e == nil && accepted == 0 {
+		return nil
+	}
+	if e == nil {
+		e = s.data()
+	}
+	if e != nil {
+		if errors.Is(e, errProtocol) { // replies that are out of step may have been given to the wrong recipients
+			clear(d.Errs)
+		}
 		return e
 	}
+	d.Started = true
+	return s.body(d)
+}
+
+// inStep is an error where the server has said something that nothing was asked for: whatever it says next would be taken
+// for the answer to something else.
+func (s *Session) inStep(stage status.Stage) *status.Error {
+	if n := s.br.Buffered(); n > 0 {
+		rest, _ := s.br.Peek(min(n, 80)) // buffered, so that it cannot fail
+		return s.lost(stage, fmt.Errorf("%w: unasked %s", errProtocol, escape(string(rest))))
+	}
+	return nil
+}
+
+// data sends DATA and reads its 354.
+func (s *Session) data() *status.Error {
+	const stage = status.StageData
 	limit := s.client.Timeouts.Data
 	if err := s.write(limit, []byte("DATA\r\n")); err != nil {
-		return s.lost(status.StageData, err)
+		return s.lost(stage, err)
 	}
-	r, e := s.read(status.StageData, limit)
+	r, e := s.read(stage, limit)
 	switch {
 	case e != nil:
 		return e
 	case r.code == 354:
-		d.Started = true
-		return s.body(d)
+		return nil
 	case r.code < 400:
-		return s.lost(status.StageData, fmt.Errorf("%w: %s", errProtocol, r))
+		return s.lost(stage, fmt.Errorf("%w: %s", errProtocol, r))
 	}
-	return s.verdict(status.StageData, r)
+	return s.verdict(stage, r)
 }
 
 // sendables returns which of d.Open the server can be asked to take at all, and gives the others their errors.
@@ -108,6 +133,9 @@ func (s *Session) envelope(d *Delivery, todo []int) (accepted int, e *status.Err
 	s.dirty = true
 	limit := s.client.Timeouts.Command
 	for next <= len(todo) && e == nil {
+		if e = s.inStep(stageOf(next)); e != nil {
+			return 0, e
+		}
 		end := min(next+window, len(todo)+1)
 		s.out = s.out[:0]
 		for i := next; i < end; i++ {
@@ -118,6 +146,9 @@ func (s *Session) envelope(d *Delivery, todo []int) (accepted int, e *status.Err
 		}
 		for ; next < end; next++ {
 			r, failed := s.read(stageOf(next), limit)
+			if failed == nil && e != nil && r.code >= 400 && !s.broken { // behind a refused MAIL it says nothing
+				continue
+			}
 			if failed == nil {
 				failed = s.verdict(stageOf(next), r)
 			}
@@ -134,10 +165,13 @@ func (s *Session) envelope(d *Delivery, todo []int) (accepted int, e *status.Err
 				return 0, s.lost(stageOf(next), fmt.Errorf("%w: RSET: %s", errProtocol, r))
 			case next == 0:
 				e = failed
-			case e == nil: // behind a refused MAIL it would say nothing
+			default:
 				d.Errs[todo[next-1]] = failed
 			}
 		}
+	}
+	if e == nil {
+		e = s.inStep(status.StageData)
 	}
 	return accepted, e
 }
@@ -201,6 +235,17 @@ func appendParameter(b []byte, name, value string) []byte {
 // body sends the message and the final dot, and reads the verdict.
 func (s *Session) body(d *Delivery) *status.Error {
 	const stage = status.StageDot
+	if s.br.Buffered() > 0 { // a refusal may come before the message, an acceptance not
+		s.broken = true
+		r, e := s.read(stage, time.Second)
+		if e == nil && r.code < 400 {
+			e = s.lost(stage, fmt.Errorf("%w: unasked %s", errProtocol, r))
+		}
+		if e == nil {
+			e = s.verdict(stage, r)
+		}
+		return e
+	}
 	last, err := s.copyBody(d)
 	if err != nil && !errors.As(err, new(writeError)) { // the message cannot be read: no dot, so that it never was
 		s.broken = true
