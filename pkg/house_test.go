@@ -27,6 +27,7 @@ var table = map[string][]string{
 	"exchange": {"envelope", "status"},
 	"entra":    {"status"},
 	"admin":    {"envelope", "status"},
+	"history":  {"envelope"},
 	"sandbox":  {},
 }
 
