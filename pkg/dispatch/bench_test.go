@@ -62,8 +62,10 @@ func (c *counting) Settle(context.Context, *envelope.Envelope, envelope.Progress
 	return nil
 }
 
-func (c *counting) Release(*envelope.Envelope, envelope.Progress) {}
-func (c *counting) Park(envelope.Address, string)                 {}
+func (c *counting) Note(context.Context, *envelope.Envelope, envelope.Progress) error { return nil }
+func (c *counting) Release(*envelope.Envelope, envelope.Progress)                     {}
+func (c *counting) Rest(*envelope.Envelope, time.Time)                                {}
+func (c *counting) Park(envelope.Address, string)                                     {}
 
 // BenchmarkDispatch is the dispatcher's own cost of a message: 1,000 mailboxes, a source and a far end that cost nothing.
 func BenchmarkDispatch(b *testing.B) {

@@ -3,17 +3,18 @@
 // Every sender's waiting mail is a lane; lanes that authenticate as the same mailbox share its limits: connections,
 // messages in any minute, recipients in any day. A mailbox that may send now stands once in a queue of ready mailboxes,
 // however much mail it has, and goes to its end after each message. So one slow, throttled or flooded sender costs the
-// others nothing but the one worker it may be holding.
+// others nothing but the one worker it may be holding. Package limit below this one holds what keeps a mailbox or a tenant
+// back, package fate what a reply means for a recipient.
 //
-// The package keeps nothing a crash could lose: lanes come back from the source, a park is found out again by the next
-// attempt, the pace starts full. What was attempted is on the source's disk before the next attempt begins.
+// What survives a crash: lanes come back from the source. What was attempted is on the source's disk before the next
+// attempt begins. The recipients a mailbox has left in its day, and what is parked or held and why, are written down
+// through Options.Memory, the former ahead of use: a crash can only make them fewer. A failure is noted as owed to its
+// sender before the reporter is asked to tell of it, and again until it has. The pace starts with one message, learned
+// limits and back-offs are found out again.
 package dispatch
 
 import (
-	"container/heap"
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -21,6 +22,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"relayd/pkg/dispatch/fate"
+	"relayd/pkg/dispatch/limit"
 	"relayd/pkg/envelope"
 	"relayd/pkg/status"
 )
@@ -31,17 +34,24 @@ type Source interface {
 	Watch(notify func(sender envelope.Address, due time.Time))
 	// Claim takes the sender's earliest message due at now, or none (Claim.Envelope nil). Claim.Next says when to come back.
 	Claim(ctx context.Context, sender envelope.Address, now time.Time) (envelope.Claim, error)
+	// Note makes an interim outcome durable, and the claim goes on. It fails only when ctx ends.
+	Note(ctx context.Context, env *envelope.Envelope, p envelope.Progress) error
 	// Settle makes the outcome durable and ends the claim. It fails only when ctx ends; then the claim stays.
 	Settle(ctx context.Context, env *envelope.Envelope, p envelope.Progress) error
 	// Release ends a claim as if it had never been.
 	Release(env *envelope.Envelope, p envelope.Progress)
+	// Rest ends a claim as Release does, and does not offer the message again before until.
+	Rest(env *envelope.Envelope, until time.Time)
 	// Park shows the sender's waiting mail as parked for reason; "" ends it.
 	Park(sender envelope.Address, reason string)
 }
 
-// Router names the way of a sender's mail. An error means there is none at present; it is asked again after Reload.
+// Router names the way of a sender's mail. It must answer at once: the dispatcher's mutex is held.
 type Router interface {
+	// Route returns the way. An error means there is none at present; it is asked again after Reload.
 	Route(sender envelope.Address) (*envelope.Route, error)
+	// External reports whether recipient is outside the organisation of that tenant.
+	External(tenant string, recipient envelope.Address) bool
 }
 
 // Deliverer makes one attempt for the recipients of env with the given indices. The outcome has one error, nil for
@@ -50,15 +60,39 @@ type Deliverer interface {
 	Deliver(ctx context.Context, route *envelope.Route, env *envelope.Envelope, open []int, body io.Reader) status.Outcome
 }
 
-// Options of a Dispatcher; the parts and Logger and Registerer are required.
+// Memory keeps small records that outlive the process, the newest of each key.
+type Memory interface {
+	// Recall returns all of them.
+	Recall(ctx context.Context) (map[string][]byte, error)
+	// Remember returns once the record is on the disk; one of no octets forgets the key.
+	Remember(ctx context.Context, key string, data []byte) error
+}
+
+// Reporter tells people of what became of their mail.
+type Reporter interface {
+	// Bounce has env's sender told that the recipients with the given indices failed. What the sender wants to know is the
+	// reporter's to judge. An error says that it could not be stored now; it is asked again, perhaps after a success that a
+	// crash kept from being recorded.
+	Bounce(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, failed []int) error
+	// Delay has env's sender told that those recipients still wait, and until when they are tried. It is asked once.
+	Delay(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, open []int, until time.Time) error
+	// Park says that a sender or tenant was parked or resumed. It must not block.
+	Park(status.Park)
+}
+
+// Options of a Dispatcher; the first three parts, Logger and Registerer are required.
 type Options struct {
 	Source    Source
 	Router    Router
 	Deliverer Deliverer
+	Memory    Memory              // nil: nothing outlives the process
+	Reporter  Reporter            // nil: nobody is told
+	Record    func(envelope.Step) // told of each step of a message; must not block; nil: nobody is
 
 	Workers      int             // attempts at once, over all mailboxes; 0: 256
-	Retry        []time.Duration // see schedule; empty: 1m, 5m, 15m, 30m, 1h, 2h, 4h
-	Lifetime     time.Duration   // of a message; the attempt that ends it is that of rules.outlived; 0: 5 days
+	Retry        []time.Duration // see fate.Rules; empty: 1m, 5m, 15m, 30m, 1h, 2h, 4h
+	Lifetime     time.Duration   // of a message; the attempt that ends it is that of fate.Rules; 0: 5 days
+	DelayWarning time.Duration   // age at which a message's sender is told that it waits; 0: never
 	DrainTimeout time.Duration   // what attempts under way get to end when Run is told to stop; 0: 25 s
 	SenderLabels int             // mailboxes with a metric of their own; 0: 200
 
@@ -90,28 +124,35 @@ type Dispatcher struct {
 	log     *zap.Logger
 	metrics *metrics
 
-	mu        sync.Mutex // guards all below, and every mailbox, tenant and lane
-	work      *sync.Cond // signalled when ready grows or stopped is set
-	ready     []*mailbox // may send now, longest waiting first
-	waiting   waiting    // may send later
-	rearm     chan struct{}
-	stopped   bool
-	retry     []time.Duration
-	lifetime  time.Duration
-	lanes     map[string]*lane // by Address.Key
-	mailboxes map[string]*mailbox
-	tenants   map[string]*tenant
-	panics    map[envelope.ID]int
-	turns     uint64 // lanes served so far
-	reloads   int
+	mu         sync.Mutex // guards all below, and every mailbox, tenant and lane
+	work       *sync.Cond // signalled when ready grows or stopped is set
+	ready      []*mailbox // may send now, longest waiting first
+	waiting    waiting    // may send later
+	rearm      chan struct{}
+	stopped    bool
+	began      time.Time // when Run did; zero: not yet
+	rules      fate.Rules
+	warnAfter  time.Duration    // Options.DelayWarning
+	lanes      map[string]*lane // by Address.Key
+	mailboxes  map[string]*mailbox
+	tenants    map[string]*tenant
+	recalled   map[string]memo          // of mailboxes and tenants that have not been seen since the start, by key
+	unsaved    bool                     // the memory failed last time
+	stale      []string                 // keys of records of no more use
+	forgetting map[string]chan struct{} // keys being taken out of the memory; closed when done
+	panics     map[envelope.ID]int
+	turns      uint64 // attempts begun so far
+	reloads    int
 }
 
 // New returns a dispatcher that does nothing until Run.
 func New(opts Options) *Dispatcher {
 	opts.setDefaults()
 	d := &Dispatcher{
-		opts: opts, log: opts.Logger, rearm: make(chan struct{}, 1), retry: opts.Retry, lifetime: opts.Lifetime,
+		opts: opts, log: opts.Logger, rearm: make(chan struct{}, 1), warnAfter: opts.DelayWarning,
+		rules: fate.Rules{Retry: opts.Retry, Lifetime: opts.Lifetime},
 		lanes: map[string]*lane{}, mailboxes: map[string]*mailbox{}, tenants: map[string]*tenant{}, panics: map[envelope.ID]int{},
+		forgetting: map[string]chan struct{}{},
 	}
 	d.work = sync.NewCond(&d.mu)
 	d.metrics = newMetrics(opts.Registerer, d)
@@ -123,8 +164,13 @@ func New(opts Options) *Dispatcher {
 func (d *Dispatcher) Run(ctx context.Context) error {
 	attempts, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
+	d.recall(ctx)
+	d.mu.Lock()
+	d.began = time.Now()
+	d.mu.Unlock()
 	var workers, clock sync.WaitGroup
 	clock.Go(func() { d.runClock(ctx) })
+	clock.Go(func() { d.runSweep(ctx) })
 	for range d.opts.Workers {
 		workers.Go(func() { d.runWorker(attempts) })
 	}
@@ -138,32 +184,39 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	defer deadline.Stop()
 	workers.Wait()
 	clock.Wait()
+	d.balance(context.WithoutCancel(ctx))
 	return nil
 }
 
 // Reload asks the router again for every sender, takes over a changed retry schedule and lifetime (zero values keep the
-// old), and lets everything parked be probed at once: the change may have been the cure. What was counted stays counted.
+// old), and lets everything parked be probed at once: the change may have been the cure. A quota is probed where the
+// mailbox's limits have changed. What was counted stays counted.
 func (d *Dispatcher) Reload(retry []time.Duration, lifetime time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(retry) > 0 {
-		d.retry = retry
+		d.rules.Retry = retry
 	}
 	if lifetime > 0 {
-		d.lifetime = lifetime
+		d.rules.Lifetime = lifetime
 	}
 	d.reloads++
 	now := time.Now()
 	for _, t := range d.tenants {
-		t.gate.probeAt(now)
+		if !t.gate.Quota {
+			t.gate.ProbeAt(now)
+		}
 	}
+	limits := make(map[*mailbox]int, len(d.mailboxes))
 	for _, m := range d.mailboxes {
-		m.gate.probeAt(now)
+		if !m.gate.Quota {
+			m.gate.ProbeAt(now)
+		}
+		m.probeRest, limits[m] = time.Time{}, m.day.Limit
 	}
 	for _, l := range d.lanes {
 		due := l.due
-		d.unlink(l)
-		l.mailbox = nil
+		d.leave(l)
 		if !due.IsZero() || l.shown != "" {
 			d.assign(l)
 		}
@@ -171,88 +224,31 @@ func (d *Dispatcher) Reload(retry []time.Duration, lifetime time.Duration) {
 			d.wake(l, due)
 		}
 	}
-	for key, m := range d.mailboxes {
+	for _, m := range d.mailboxes {
+		if was, ok := limits[m]; ok && was != m.day.Limit {
+			m.day.Reconsider()
+			for _, g := range m.gates() {
+				g.ProbeAt(now)
+			}
+		}
 		d.schedule(m, now)
-		if m.idle(now) {
-			delete(d.mailboxes, key)
+	}
+	d.sweep(now)
+	for name, t := range d.tenants {
+		if t.idle(now) && !d.inhabited(t) {
+			delete(d.tenants, name)
 		}
 	}
+	for _, t := range d.tenants {
+		d.admitHeld(t)
+	}
 }
 
-// notify is the source's word that sender has mail due at due.
-func (d *Dispatcher) notify(sender envelope.Address, due time.Time) {
+// WarnAfter changes Options.DelayWarning.
+func (d *Dispatcher) WarnAfter(age time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	l := d.lanes[sender.Key()]
-	if l == nil {
-		l = &lane{sender: sender, pos: -1}
-		d.lanes[sender.Key()] = l
-	}
-	d.wake(l, due)
-}
-
-// wake makes the lane due no later than due. The caller holds mu.
-func (d *Dispatcher) wake(l *lane, due time.Time) {
-	if l.mailbox == nil {
-		d.assign(l)
-	}
-	if l.due.IsZero() || due.Before(l.due) {
-		l.due = due
-	} else if l.pos >= 0 {
-		return
-	}
-	if l.mailbox == nil {
-		return // no route: Reload will ask again
-	}
-	if l.pos >= 0 {
-		heap.Fix(&l.mailbox.lanes, l.pos)
-	} else {
-		heap.Push(&l.mailbox.lanes, l)
-	}
-	d.schedule(l.mailbox, time.Now())
-}
-
-// assign puts the lane under the mailbox its route names, with the route's limits. The caller holds mu.
-func (d *Dispatcher) assign(l *lane) {
-	route, err := d.opts.Router.Route(l.sender)
-	if err != nil {
-		d.show(l, err.Error())
-		return
-	}
-	t := d.tenants[route.Tenant]
-	if t == nil {
-		t = &tenant{name: route.Tenant}
-		d.tenants[route.Tenant] = t
-		d.metrics.tenant(route.Tenant)
-	}
-	m := d.mailboxes[route.Mailbox()]
-	if m == nil {
-		m = &mailbox{tenant: t, at: -1, reload: -1}
-		d.mailboxes[route.Mailbox()] = m
-	}
-	m.limit(route, d.reloads)
-	l.mailbox = m
-	d.show(l, m.parkedFor())
-}
-
-// show tells the source, once, why nothing of this sender can be sent; "" that it can. The caller holds mu.
-func (d *Dispatcher) show(l *lane, reason string) {
-	if l.shown == reason {
-		return
-	}
-	if l.mailbox == nil {
-		d.log.Warn("sender parked", zap.String("sender", string(l.sender)), zap.String("reason", reason))
-	}
-	l.shown = reason
-	d.opts.Source.Park(l.sender, reason)
-}
-
-// unlink takes the lane out of its mailbox's heap. The caller holds mu.
-func (d *Dispatcher) unlink(l *lane) {
-	if l.pos >= 0 {
-		heap.Remove(&l.mailbox.lanes, l.pos)
-	}
-	l.due = time.Time{}
+	d.warnAfter = age
 }
 
 // schedule puts the mailbox where it belongs: among the ready, among the waiting until its time, or nowhere while it has
@@ -262,7 +258,7 @@ func (d *Dispatcher) schedule(m *mailbox, now time.Time) {
 		return
 	}
 	if m.at >= 0 {
-		heap.Remove(&d.waiting, m.at)
+		d.waiting.remove(m)
 	}
 	at, ok := m.next(now)
 	if !ok || d.stopped {
@@ -275,7 +271,7 @@ func (d *Dispatcher) schedule(m *mailbox, now time.Time) {
 		return
 	}
 	m.wake = at
-	heap.Push(&d.waiting, m)
+	d.waiting.add(m)
 	if m.at == 0 {
 		select {
 		case d.rearm <- struct{}{}:
@@ -313,14 +309,59 @@ func (d *Dispatcher) runClock(ctx context.Context) {
 	}
 }
 
+// sweepEvery is how often what has nothing to do and nothing to remember is forgotten.
+const sweepEvery = 5 * time.Minute
+
+func (d *Dispatcher) runSweep(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			d.mu.Lock()
+			d.sweep(time.Now())
+			d.mu.Unlock()
+			d.forget(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sweep forgets lanes and mailboxes that have nothing waiting and nothing to remember: senders of a *@domain rule may be
+// without end. The caller holds mu.
+func (d *Dispatcher) sweep(now time.Time) {
+	for key, l := range d.lanes {
+		if l.due.IsZero() && l.active == 0 && l.shown == "" {
+			d.leave(l)
+			delete(d.lanes, key)
+		}
+	}
+	for key, m := range d.mailboxes {
+		if m.idle(now) {
+			delete(d.mailboxes, key)
+			if m.recorded {
+				d.stale = append(d.stale, mailboxPrefix+key)
+			}
+		}
+	}
+}
+
 // attempt is one connection of a mailbox at work, from its turn to its end.
 type attempt struct {
+	number  uint64
 	lane    *lane
 	mailbox *mailbox // the lane's when the attempt began: Reload may move the lane meanwhile
 	route   envelope.Route
 	begun   time.Time
-	rules   rules
-	day     int // recipients reserved of the mailbox's day
+	start   uint64 // of the tenant's slow start
+	probe   bool   // of a park
+	rules   fate.Rules
+
+	todo  []int     // recipients to try
+	held  []int     // due, but for a hold; not tried
+	until time.Time // when that hold is probed next
+	day   int       // recipients reserved of the mailbox's day
 }
 
 // take waits for a ready mailbox and begins an attempt at its most urgent lane, one connection and one message of pace
@@ -340,19 +381,76 @@ func (d *Dispatcher) take() *attempt {
 		d.ready = d.ready[1:]
 		m.ready = false
 		now := time.Now()
-		if at, ok := m.next(now); !ok || at.After(now) {
-			d.schedule(m, now)
-			continue
+		if a := d.begin(m, now); a != nil {
+			return a
 		}
-		a := &attempt{lane: m.lanes[0], mailbox: m, route: m.route, begun: now, rules: rules{retry: d.retry, lifetime: d.lifetime}}
-		d.unlink(a.lane)
-		d.turns++
-		a.lane.rest, a.lane.turn = now, d.turns
-		m.active++
-		m.pace.begin(now)
-		m.probe(a)
+	}
+}
+
+// begin starts an attempt of the mailbox, if it may still send: else it is put where it belongs. The caller holds mu.
+func (d *Dispatcher) begin(m *mailbox, now time.Time) *attempt {
+	t := m.tenant
+	at, ok := m.next(now)
+	if !ok || at.After(now) {
 		d.schedule(m, now)
-		return a
+		d.admitHeld(t)
+		return nil
+	}
+	if d.room(t) <= 0 {
+		m.ready = true
+		t.held = append(t.held, m)
+		return nil
+	}
+	l := m.first(now)
+	if l == nil { // all its mail goes another way and none of it is due: it probes when some is
+		m.probeRest = now.Add(clockMost)
+		d.schedule(m, now)
+		d.admitHeld(t)
+		return nil
+	}
+	d.turns++
+	a := &attempt{number: d.turns, lane: l, mailbox: m, route: m.route, begun: now, rules: d.rules, start: t.ramp.Begin(), probe: m.stuck()}
+	a.route.From = l.from
+	if l.home != m {
+		a.route.From = l.fallback
+	}
+	d.unlink(l)
+	l.rest, l.turn = now, d.turns
+	l.active++
+	m.active++
+	t.active++
+	m.pace.Begin(now)
+	for _, g := range []*limit.Gate{&m.gate, &t.gate} {
+		if g.Parked() {
+			g.Probe = a.number
+		}
+	}
+	d.schedule(m, now)
+	return a
+}
+
+// room returns how many more attempts the tenant may begin: what its slow start lets it, and with other tenants about, no
+// more than three quarters of the workers. The caller holds mu.
+func (d *Dispatcher) room(t *tenant) int {
+	most := d.opts.Workers
+	if len(d.tenants) > 1 {
+		most = max(1, most*3/4)
+	}
+	return min(most-t.active, t.ramp.Free())
+}
+
+// admitHeld lets mailboxes that stand behind their tenant's limit try again, as many as there is room for. The caller
+// holds mu.
+func (d *Dispatcher) admitHeld(t *tenant) {
+	if len(t.held) == 0 {
+		return
+	}
+	n := min(d.room(t), len(t.held))
+	for range n {
+		d.ready = append(d.ready, t.held[0])
+		t.held[0] = nil
+		t.held = t.held[1:]
+		d.work.Signal()
 	}
 }
 
@@ -360,144 +458,4 @@ func (d *Dispatcher) runWorker(ctx context.Context) {
 	for a := d.take(); a != nil; a = d.take() {
 		d.serve(ctx, a)
 	}
-}
-
-// claimRetry is how long a sender rests when the queue itself fails.
-const claimRetry = time.Second
-
-// serve makes one attempt at the lane's first message and gives the connection back.
-func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
-	claim, err := d.opts.Source.Claim(ctx, a.lane.sender, time.Now())
-	v := verdict{release: true}
-	if d.admit(a, &claim, err) {
-		v = d.try(ctx, a, claim)
-	}
-	d.mu.Lock()
-	a.mailbox.day.settle(time.Now(), a.day, v.counted)
-	if v.progress.State.Final() {
-		delete(d.panics, claim.Envelope.ID)
-	}
-	d.gate(a, v) // before the outcome is told: the source names what is due again at once, and a closed gate must be by then
-	d.mu.Unlock()
-	switch {
-	case claim.Envelope == nil:
-	case v.release:
-		d.opts.Source.Release(claim.Envelope, claim.Progress)
-	default:
-		d.settle(ctx, claim.Envelope, v.progress)
-	}
-	d.mu.Lock()
-	a.mailbox.active--
-	a.mailbox.pace.end(time.Now(), v.tried)
-	d.schedule(a.mailbox, time.Now())
-	d.mu.Unlock()
-}
-
-// admit takes in what the source said, and reports whether there is a message that may be tried now.
-func (d *Dispatcher) admit(a *attempt, claim *envelope.Claim, err error) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	now := time.Now()
-	if l := a.lane; err != nil {
-		if !l.failing {
-			d.log.Warn("claim failed: the sender rests a second, and so on until it works", zap.String("sender", string(l.sender)), zap.Error(err))
-		}
-		// The source may have named the message again already, as due: the rest is the lane's own.
-		l.failing, l.rest = true, now.Add(claimRetry)
-		d.wake(l, now)
-		if l.pos >= 0 {
-			heap.Fix(&l.mailbox.lanes, l.pos)
-		}
-		return false
-	}
-	a.lane.failing = false
-	if !claim.Next.IsZero() {
-		d.wake(a.lane, claim.Next)
-	}
-	if claim.Envelope == nil || d.stopped {
-		return false
-	}
-	n := len(claim.Progress.Open(claim.Envelope))
-	if !a.mailbox.day.reserve(now, n) {
-		return false
-	}
-	a.day = n
-	return true
-}
-
-// try delivers one claimed message and judges what came of it.
-func (d *Dispatcher) try(ctx context.Context, a *attempt, claim envelope.Claim) verdict {
-	env, p, tenant := claim.Envelope, claim.Progress, a.route.Tenant
-	open := p.Open(env)
-	log := d.log.With(zap.String("id", string(env.ID)), zap.String("sender", string(env.Sender)),
-		zap.String("tenant", tenant), zap.String("login", string(a.route.Login)), zap.Int("attempt", p.Attempts+1))
-	if p.State == envelope.Uncertain {
-		d.metrics.duplicates.Inc()
-		log.Warn("possible duplicate: resending a message whose last attempt ended between final dot and reply")
-	}
-	started := time.Now()
-	out := d.deliver(ctx, &a.route, claim, open)
-	a.rules.now, a.rules.stopping = time.Now(), ctx.Err() != nil
-	took := a.rules.now.Sub(started)
-	d.metrics.duration.WithLabelValues(tenant).Observe(took.Seconds())
-	v := a.rules.judge(env, p, open, out)
-	if p.Attempts == 0 && len(p.Results) == 0 && !v.release { // what is released comes back for its first attempt
-		d.metrics.wait.WithLabelValues(tenant).Observe(started.Sub(env.Received).Seconds())
-	}
-	if v.outcome != "" {
-		d.metrics.deliveries.WithLabelValues(tenant, v.outcome).Inc()
-	}
-	v.log(log.With(zap.Int("recipients", len(open)), zap.Duration("took", took)), out)
-	return v
-}
-
-// settle makes an outcome durable. It outlives a cut-off attempt by a little: what was sent should be on the disk before
-// the process ends.
-func (d *Dispatcher) settle(ctx context.Context, env *envelope.Envelope, p envelope.Progress) {
-	settle, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(settleGrace, cancel) })()
-	if err := d.opts.Source.Settle(settle, env, p); err != nil {
-		d.log.Error("outcome not recorded: the message will be sent again after a restart", zap.String("id", string(env.ID)), zap.Error(err))
-	}
-}
-
-// settleGrace is how long recording an outcome may still take once attempts are cut off.
-const settleGrace = 5 * time.Second
-
-// maxPanics is how often a message may crash an attempt before it is held for a person to look at.
-const maxPanics = 3
-
-var errPoison = errors.New("three attempts at this message ended in a panic")
-
-// deliver calls the deliverer and turns a panic into a failure of this one message.
-func (d *Dispatcher) deliver(ctx context.Context, route *envelope.Route, claim envelope.Claim, open []int) (out status.Outcome) {
-	defer func() {
-		r := recover()
-		if r == nil {
-			return
-		}
-		id := claim.Envelope.ID
-		d.log.Error("attempt panicked", zap.String("id", string(id)), zap.Any("panic", r), zap.Stack("stack"))
-		d.mu.Lock()
-		d.panics[id]++
-		poison := d.panics[id] >= maxPanics
-		if poison {
-			delete(d.panics, id)
-		}
-		d.mu.Unlock()
-		e := &status.Error{Code: 451, Enhanced: status.Enhanced{4, 3, 0}, Text: "internal error"}
-		if poison {
-			e.Err = errPoison
-		}
-		out = status.Outcome{Errs: make([]*status.Error, len(open))}
-		for i := range out.Errs {
-			out.Errs[i] = e
-		}
-	}()
-	out = d.opts.Deliverer.Deliver(ctx, route, claim.Envelope, open, claim.Body(ctx))
-	if len(out.Errs) != len(open) {
-		panic(fmt.Sprintf("deliverer: %d results for %d recipients", len(out.Errs), len(open)))
-	}
-	return out
 }

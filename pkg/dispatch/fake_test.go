@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -34,6 +36,9 @@ type mail struct {
 	history  []envelope.Progress // as settled, oldest first
 	settled  time.Time           // when it last was
 	released int
+	rested   []time.Time // until when
+	noted    []envelope.Progress
+	marks    int
 }
 
 // fakeLane is one sender's waiting mail.
@@ -73,6 +78,9 @@ type fakeQueue struct {
 	broken  error         // what Claim answers
 	waits   chan struct{} // not nil: Claim waits for it
 	blocked chan struct{} // not nil: Settle waits for it
+
+	unreadable error // what reading a body ends in
+	noteless   bool  // Note fails
 }
 
 func newFakeQueue() *fakeQueue {
@@ -90,14 +98,23 @@ func (q *fakeQueue) lane(sender envelope.Address) *fakeLane {
 
 // put accepts a message to n recipients, due in so long.
 func (q *fakeQueue) put(sender envelope.Address, n int, in time.Duration) *mail {
+	to := make([]envelope.Address, n)
+	for i := range to {
+		to[i] = envelope.Address(fmt.Sprintf("r%d@example.com", i))
+	}
+	return q.putTo(sender, in, to...)
+}
+
+// putTo accepts a message to these recipients, due in so long.
+func (q *fakeQueue) putTo(sender envelope.Address, in time.Duration, to ...envelope.Address) *mail {
 	q.mu.Lock()
 	q.last++
 	now := time.Now()
 	m := &mail{due: now.Add(in), env: &envelope.Envelope{
-		ID: envelope.ID(fmt.Sprintf("%020d", q.last)), Received: now, Sender: sender, Recipients: make([]envelope.Recipient, n),
+		ID: envelope.ID(fmt.Sprintf("%020d", q.last)), Received: now, Sender: sender, ReversePath: sender, Recipients: make([]envelope.Recipient, len(to)),
 	}}
-	for i := range m.env.Recipients {
-		m.env.Recipients[i].Address = envelope.Address(fmt.Sprintf("r%d@example.com", i))
+	for i, a := range to {
+		m.env.Recipients[i].Address = a
 	}
 	m.progress.State = envelope.Queued
 	q.mails[m.env.ID] = m
@@ -157,7 +174,7 @@ func (q *fakeQueue) Claim(ctx context.Context, sender envelope.Address, now time
 			q.wrong = append(q.wrong, "claimed twice: "+string(m.env.ID))
 		}
 		m.claimed = true
-		c = envelope.Claim{Envelope: m.env, Progress: m.progress, Body: func(context.Context) io.Reader { return strings.NewReader("body") }}
+		c = envelope.Claim{Envelope: m.env, Progress: m.progress, Body: q.body, Mark: func() { q.mark(m) }}
 		c.Progress.Results = slices.Clone(m.progress.Results)
 	}
 	if len(l.heap) > 0 {
@@ -165,6 +182,37 @@ func (q *fakeQueue) Claim(ctx context.Context, sender envelope.Address, now time
 	}
 	q.mu.Unlock()
 	return c, nil
+}
+
+func (q *fakeQueue) body(context.Context) io.Reader {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.unreadable != nil {
+		return io.MultiReader(strings.NewReader("bo"), iotest.ErrReader(q.unreadable))
+	}
+	return strings.NewReader("body")
+}
+
+func (q *fakeQueue) mark(m *mail) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	m.marks++
+}
+
+func (q *fakeQueue) Note(ctx context.Context, env *envelope.Envelope, p envelope.Progress) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.noteless {
+		return context.DeadlineExceeded
+	}
+	m := q.mails[env.ID]
+	if !m.claimed {
+		q.wrong = append(q.wrong, "noted without a claim: "+string(env.ID))
+	}
+	p.Results = slices.Clone(p.Results)
+	m.progress = p
+	m.noted = append(m.noted, p)
+	return nil
 }
 
 func (q *fakeQueue) Settle(ctx context.Context, env *envelope.Envelope, p envelope.Progress) error {
@@ -188,7 +236,7 @@ func (q *fakeQueue) Settle(ctx context.Context, env *envelope.Envelope, p envelo
 	tell := func() {}
 	switch p.State {
 	case envelope.Sent, envelope.Failed, envelope.Held:
-	case envelope.Deferred, envelope.Uncertain:
+	case envelope.Queued, envelope.Deferred, envelope.Uncertain:
 		m.due = p.Due
 		tell = q.enqueue(m)
 	default:
@@ -200,13 +248,26 @@ func (q *fakeQueue) Settle(ctx context.Context, env *envelope.Envelope, p envelo
 }
 
 func (q *fakeQueue) Release(env *envelope.Envelope, _ envelope.Progress) {
+	q.giveBack(env, func(m *mail) { m.released++ })
+}
+
+func (q *fakeQueue) Rest(env *envelope.Envelope, until time.Time) {
+	q.giveBack(env, func(m *mail) {
+		m.rested = append(m.rested, until)
+		if until.After(m.due) {
+			m.due = until
+		}
+	})
+}
+
+func (q *fakeQueue) giveBack(env *envelope.Envelope, change func(*mail)) {
 	q.mu.Lock()
 	m := q.mails[env.ID]
 	if !m.claimed {
 		q.wrong = append(q.wrong, "released without a claim: "+string(env.ID))
 	}
 	m.claimed = false
-	m.released++
+	change(m)
 	tell := q.enqueue(m)
 	q.mu.Unlock()
 	tell()
@@ -260,6 +321,11 @@ func (f *fakeRouter) Route(sender envelope.Address) (*envelope.Route, error) {
 	return &r, nil
 }
 
+// External has all of contoso.com inside.
+func (f *fakeRouter) External(_ string, recipient envelope.Address) bool {
+	return recipient.Domain() != "contoso.com"
+}
+
 func (f *fakeRouter) set(sender envelope.Address, r envelope.Route) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -281,7 +347,9 @@ type try struct {
 	sender     envelope.Address
 	login      envelope.Address
 	tenant     string
+	from       envelope.Address // Route.From
 	open       []int
+	to         []envelope.Address
 	begun, end time.Time
 	errs       []*status.Error
 }
@@ -298,7 +366,10 @@ type fakeExchange struct {
 }
 
 func (x *fakeExchange) Deliver(ctx context.Context, route *envelope.Route, env *envelope.Envelope, open []int, body io.Reader) status.Outcome {
-	t := &try{id: env.ID, sender: env.Sender, login: route.Login, tenant: route.Tenant, open: open, begun: time.Now()}
+	t := &try{id: env.ID, sender: env.Sender, login: route.Login, tenant: route.Tenant, from: route.From, open: open, begun: time.Now()}
+	for _, i := range open {
+		t.to = append(t.to, env.Recipients[i].Address)
+	}
 	x.mu.Lock()
 	x.active[t.login]++
 	x.most[t.login] = max(x.most[t.login], x.active[t.login])
@@ -312,10 +383,21 @@ func (x *fakeExchange) Deliver(ctx context.Context, route *envelope.Route, env *
 	}()
 	if x.answer == nil {
 		advance(x.latency)
+		_, _ = io.Copy(io.Discard, body)
 		return accept(t)
 	}
 	out := x.answer(ctx, t)
 	t.errs = out.Errs
+	for _, e := range out.Errs {
+		if e != nil && e.Action != status.Uncertain {
+			continue
+		}
+		if _, err := io.Copy(io.Discard, body); err != nil {
+			out = refuse(t, status.Retry, "the stored message cannot be read")
+			out.Errs[0].Err = err
+		}
+		break
+	}
 	return out
 }
 
@@ -341,6 +423,144 @@ func refuse(t *try, action status.Action, text string) status.Outcome {
 		out.Errs[i] = &status.Error{Code: 451, Text: text, Action: action}
 	}
 	return out
+}
+
+// reply is what Exchange Online says at a stage, and the catalogue of it.
+func reply(stage status.Stage, code int, action status.Action, text string) *status.Error {
+	return &status.Error{Code: code, Text: text, Stage: stage, Action: action, Rule: text, Cause: "cause of " + text, Advice: "advice on " + text}
+}
+
+// each answers all recipients with e.
+func each(t *try, e *status.Error) status.Outcome {
+	out := status.Outcome{Errs: make([]*status.Error, len(t.open))}
+	for i := range out.Errs {
+		out.Errs[i] = e
+	}
+	return out
+}
+
+// fakeReporter notes what it is told.
+type fakeReporter struct {
+	mu      sync.Mutex
+	parks   []status.Park
+	bounced []told
+	delayed []told
+	broken  error
+	panics  bool
+	before  func() // called in Bounce
+}
+
+type told struct {
+	id    envelope.ID
+	who   []int
+	until time.Time
+}
+
+func (r *fakeReporter) Bounce(_ context.Context, claim *envelope.Claim, p *envelope.Progress, failed []int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.panics {
+		panic("a header nobody thought of")
+	}
+	if r.before != nil {
+		r.before()
+	}
+	if r.broken != nil {
+		return r.broken
+	}
+	for _, i := range failed {
+		if p.Results[i].State != envelope.Failed {
+			return fmt.Errorf("told of the failure of a recipient that is %s", p.Results[i].State)
+		}
+	}
+	r.bounced = append(r.bounced, told{id: claim.Envelope.ID, who: slices.Clone(failed)})
+	return nil
+}
+
+func (r *fakeReporter) Delay(_ context.Context, claim *envelope.Claim, _ *envelope.Progress, open []int, until time.Time) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.delayed = append(r.delayed, told{id: claim.Envelope.ID, who: slices.Clone(open), until: until})
+	return r.broken
+}
+
+func (r *fakeReporter) Park(p status.Park) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.parks = append(r.parks, p)
+}
+
+// words returns what was told of parks, in short.
+func (r *fakeReporter) words() (words []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.parks {
+		w := p.Tenant
+		if p.Login != "" {
+			w += "/" + p.Login
+		}
+		switch {
+		case p.Resumed && p.Err == nil:
+			w += " resumed"
+		case p.Quota:
+			w += " held: " + p.Err.Error()
+		default:
+			w += " parked: " + p.Err.Error()
+		}
+		words = append(words, w)
+	}
+	return words
+}
+
+// fakeMemory keeps records in a map.
+type fakeMemory struct {
+	mu      sync.Mutex
+	records map[string][]byte
+	writes  map[string]int
+	broken  error
+	recalls int
+}
+
+func newFakeMemory() *fakeMemory {
+	return &fakeMemory{records: map[string][]byte{}, writes: map[string]int{}}
+}
+
+func (f *fakeMemory) Recall(context.Context) (map[string][]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.recalls++; f.broken != nil {
+		return nil, f.broken
+	}
+	return maps.Clone(f.records), nil
+}
+
+func (f *fakeMemory) Remember(ctx context.Context, key string, data []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.broken != nil {
+		return f.broken
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	f.writes[key]++
+	if f.records[key] = slices.Clone(data); len(data) == 0 {
+		delete(f.records, key)
+	}
+	return nil
+}
+
+func (f *fakeMemory) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.broken = err
+}
+
+// copy is what a kill -9 leaves.
+func (f *fakeMemory) copy() *fakeMemory {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &fakeMemory{records: maps.Clone(f.records), writes: map[string]int{}}
 }
 
 // rig is a dispatcher with fakes around it, inside a bubble.

@@ -2,165 +2,23 @@ package dispatch
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"relayd/pkg/dispatch/fate"
 	"relayd/pkg/envelope"
 	"relayd/pkg/status"
 )
 
-// The words above schedule: the first step after the first attempt, and so on, the last repeats; a quarter at most on top.
-func TestSchedule(t *testing.T) {
-	steps := []time.Duration{time.Minute, 5 * time.Minute, time.Hour}
-	for _, tt := range []struct {
-		attempts int
-		step     time.Duration
-	}{
-		{1, time.Minute}, {2, 5 * time.Minute}, {3, time.Hour}, {4, time.Hour}, {1000, time.Hour},
-		{0, time.Minute}, // cannot be, and must not crash
-	} {
-		low, high := time.Duration(1<<62), time.Duration(0)
-		for range 2000 {
-			got := schedule(steps, tt.attempts)
-			low, high = min(low, got), max(high, got)
-		}
-		if low < tt.step || high > tt.step*5/4 {
-			t.Errorf("attempt %d: between %v and %v, want %v to a quarter more", tt.attempts, low, high, tt.step)
-		}
-		if spread := high - low; spread < tt.step/5 {
-			t.Errorf("attempt %d: spread over %v only", tt.attempts, spread)
-		}
-	}
-}
-
 // wrong is an error of one recipient.
 func wrong(action status.Action, text string) *status.Error {
 	return &status.Error{Code: 451, Text: text, Action: action}
-}
-
-func TestJudge(t *testing.T) {
-	now := time.Unix(1e9, 0)
-	corrupt := &status.Error{Code: 451, Text: "internal error", Err: fmt.Errorf("body: %w", envelope.ErrCorrupt)}
-	tests := []struct {
-		name     string
-		before   []envelope.State // empty: an untouched message to as many as errs
-		errs     []*status.Error  // for the open ones
-		stopping bool
-		age      time.Duration
-		attempts int // before this one
-
-		outcome string
-		release bool
-		state   envelope.State
-		after   []envelope.State
-		action  status.Action
-		counted int // attempts afterwards
-	}{
-		{name: "accepted", errs: []*status.Error{nil},
-			outcome: "sent", state: envelope.Sent, after: []envelope.State{envelope.Sent}, counted: 1},
-		{name: "refused for now", errs: []*status.Error{wrong(status.Retry, "busy")},
-			outcome: "deferred", state: envelope.Deferred, after: []envelope.State{envelope.Deferred}, counted: 1},
-		{name: "refused for good", errs: []*status.Error{wrong(status.Fail, "no such user")},
-			outcome: "failed", state: envelope.Failed, after: []envelope.State{envelope.Failed}, counted: 1},
-		{name: "mixed", errs: []*status.Error{nil, wrong(status.Fail, "no"), wrong(status.Retry, "busy")},
-			outcome: "deferred", state: envelope.Deferred, after: []envelope.State{envelope.Sent, envelope.Failed, envelope.Deferred}, counted: 1},
-		{name: "the last of a mixed one", before: []envelope.State{envelope.Sent, envelope.Failed, envelope.Deferred}, attempts: 1, errs: []*status.Error{nil},
-			outcome: "failed", state: envelope.Failed, after: []envelope.State{envelope.Sent, envelope.Failed, envelope.Sent}, counted: 2},
-		{name: "accepted and refused for good", errs: []*status.Error{nil, wrong(status.Fail, "no")},
-			outcome: "failed", state: envelope.Failed, after: []envelope.State{envelope.Sent, envelope.Failed}, counted: 1},
-		{name: "uncertain", errs: []*status.Error{wrong(status.Uncertain, "lost")},
-			outcome: "uncertain", state: envelope.Uncertain, after: []envelope.State{envelope.Uncertain}, action: status.Uncertain, counted: 1},
-		{name: "uncertain, then refused for now", before: []envelope.State{envelope.Uncertain}, attempts: 1, errs: []*status.Error{wrong(status.Retry, "busy")},
-			outcome: "deferred", state: envelope.Deferred, after: []envelope.State{envelope.Deferred}, counted: 2},
-		{name: "back-off of the sender is an attempt", errs: []*status.Error{wrong(status.BackOffSender, "432"), wrong(status.Retry, "busy")},
-			outcome: "deferred", state: envelope.Deferred, after: []envelope.State{envelope.Deferred, envelope.Deferred}, action: status.BackOffSender, counted: 1},
-		{name: "the widest action is the sender's", errs: []*status.Error{wrong(status.Fail, "no"), wrong(status.Uncertain, "lost"), wrong(status.BackOffTenant, "451"), wrong(status.BackOffSender, "432")},
-			outcome: "uncertain", state: envelope.Uncertain, action: status.BackOffTenant, counted: 1,
-			after: []envelope.State{envelope.Failed, envelope.Uncertain, envelope.Deferred, envelope.Deferred}},
-		{name: "a park is no attempt", errs: []*status.Error{wrong(status.ParkSender, "535"), wrong(status.ParkSender, "535")},
-			outcome: "parked", release: true, action: status.ParkSender},
-		{name: "a park after some were accepted", errs: []*status.Error{nil, wrong(status.ParkTenant, "535")},
-			outcome: "deferred", state: envelope.Deferred, after: []envelope.State{envelope.Sent, envelope.Deferred}, action: status.ParkTenant, counted: 0},
-		{name: "a park after some were refused for good", errs: []*status.Error{wrong(status.Fail, "no"), wrong(status.ParkSender, "535")},
-			outcome: "deferred", state: envelope.Deferred, after: []envelope.State{envelope.Failed, envelope.Deferred}, action: status.ParkSender, counted: 0},
-		{name: "a park and an uncertain one", errs: []*status.Error{wrong(status.ParkSender, "535"), wrong(status.Uncertain, "lost")},
-			outcome: "uncertain", state: envelope.Uncertain, after: []envelope.State{envelope.Deferred, envelope.Uncertain}, action: status.ParkSender, counted: 0},
-		{name: "cut off", errs: []*status.Error{wrong(status.Retry, "closed")}, stopping: true, release: true},
-		{name: "cut off past the dot", errs: []*status.Error{wrong(status.Uncertain, "lost")}, stopping: true,
-			outcome: "uncertain", state: envelope.Uncertain, after: []envelope.State{envelope.Uncertain}, action: status.Uncertain, counted: 1},
-		{name: "accepted at the last moment", errs: []*status.Error{nil}, stopping: true,
-			outcome: "sent", state: envelope.Sent, after: []envelope.State{envelope.Sent}, counted: 1},
-		{name: "a damaged body is held, and whom it reached stays known", errs: []*status.Error{nil, corrupt},
-			outcome: "failed", state: envelope.Held, after: []envelope.State{envelope.Sent, envelope.Deferred}, counted: 1},
-		{name: "too old, after all its attempts", age: 100 * time.Hour, attempts: 200, errs: []*status.Error{wrong(status.Retry, "busy")},
-			outcome: "failed", state: envelope.Failed, after: []envelope.State{envelope.Failed}, counted: 201},
-		{name: "too old, but accepted", age: 100 * time.Hour, attempts: 200, errs: []*status.Error{nil},
-			outcome: "sent", state: envelope.Sent, after: []envelope.State{envelope.Sent}, counted: 201},
-		{name: "too old while parked: its attempts are still due", age: 1000 * time.Hour, errs: []*status.Error{wrong(status.Retry, "busy")},
-			outcome: "deferred", state: envelope.Deferred, after: []envelope.State{envelope.Deferred}, counted: 1},
-		{name: "young with many attempts", age: 99 * time.Hour, attempts: 200, errs: []*status.Error{wrong(status.Retry, "busy")},
-			outcome: "deferred", state: envelope.Deferred, after: []envelope.State{envelope.Deferred}, counted: 201},
-		{name: "parked past its lifetime", age: 1000 * time.Hour, attempts: 200, errs: []*status.Error{wrong(status.ParkSender, "535")},
-			outcome: "parked", release: true, action: status.ParkSender},
-		{name: "a held one costs nothing of the schedule", age: 1000 * time.Hour, attempts: 200, errs: []*status.Error{corrupt},
-			outcome: "failed", state: envelope.Held, after: []envelope.State{envelope.Deferred}, counted: 201},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			n := max(len(tt.before), len(tt.errs))
-			env := &envelope.Envelope{Received: now.Add(-tt.age), Recipients: make([]envelope.Recipient, n)}
-			p := envelope.Progress{Attempts: tt.attempts}
-			for _, s := range tt.before {
-				p.Results = append(p.Results, envelope.Result{State: s})
-			}
-			beforehand := slices.Clone(p.Results)
-			r := rules{now: now, retry: []time.Duration{time.Hour}, lifetime: 100 * time.Hour, stopping: tt.stopping}
-			v := r.judge(env, p, p.Open(env), status.Outcome{Reply: "250 OK", Errs: tt.errs})
-			if v.outcome != tt.outcome || v.release != tt.release || v.action != tt.action && (tt.action != 0 || v.action != status.Fail) {
-				t.Errorf("got %q release=%v %v, want %q release=%v %v", v.outcome, v.release, v.action, tt.outcome, tt.release, tt.action)
-			}
-			if diff := cmp.Diff(beforehand, p.Results); diff != "" {
-				t.Errorf("the claim's own results were changed:\n%s", diff)
-			}
-			if tt.release {
-				return
-			}
-			var after []envelope.State
-			for _, res := range v.progress.Results {
-				after = append(after, res.State)
-			}
-			if v.progress.State != tt.state || !slices.Equal(after, tt.after) || v.progress.Attempts != tt.counted {
-				t.Errorf("got %v %v after %d attempts, want %v %v after %d", v.progress.State, after, v.progress.Attempts, tt.state, tt.after, tt.counted)
-			}
-			waits := tt.state == envelope.Deferred || tt.state == envelope.Uncertain
-			if waits != !v.progress.Due.IsZero() {
-				t.Errorf("due %v in state %v", v.progress.Due, v.progress.State)
-			}
-			if waits && tt.counted > tt.attempts && v.progress.Due.Before(now.Add(time.Hour)) {
-				t.Errorf("due %v after the attempt, want an hour at least", v.progress.Due.Sub(now))
-			}
-		})
-	}
-}
-
-func TestReasonIsTheHeaviestReply(t *testing.T) {
-	r := rules{now: time.Now(), retry: []time.Duration{time.Hour}, lifetime: time.Hour}
-	env := &envelope.Envelope{Received: time.Now(), Recipients: make([]envelope.Recipient, 3)}
-	v := r.judge(env, envelope.Progress{}, []int{0, 1, 2}, status.Outcome{Errs: []*status.Error{
-		wrong(status.Fail, "no such user"), wrong(status.Retry, "busy"), wrong(status.Retry, "later"),
-	}})
-	if want := "451 busy"; v.reason != want || v.progress.Reason != want {
-		t.Errorf("got %q and %q, want %q: it is why the message waits", v.reason, v.progress.Reason, want)
-	}
 }
 
 // Without parks a message fails at the first temporary failure after its lifetime, whatever chance adds to its waits.
@@ -298,7 +156,7 @@ func TestPanics(t *testing.T) {
 		after(time.Hour)
 		r.stop()
 		for _, m := range []*mail{p, s} {
-			if m.progress.State != envelope.Held || len(m.history) != 3 || m.progress.Attempts != 3 || m.progress.Reason != errPoison.Error() {
+			if m.progress.State != envelope.Held || len(m.history) != 3 || m.progress.Attempts != 3 || m.progress.Reason != fate.ErrPoison.Error() {
 				t.Errorf("got %v after %d attempts, %q", m.progress.State, len(m.history), m.progress.Reason)
 			}
 			if len(m.history) > 1 && m.history[1].Results[0].Reply != "451 4.3.0 internal error" {
@@ -388,24 +246,4 @@ func TestLogNamesTheCause(t *testing.T) {
 			}
 		}
 	})
-}
-
-func TestExpireKeepsTheSettled(t *testing.T) {
-	results := []envelope.Result{{State: envelope.Sent, Reply: "250"}, {State: envelope.Failed, Reply: "550 no"}, {State: envelope.Uncertain, Reply: "lost"}}
-	expire(results, time.Hour)
-	want := []envelope.Result{{State: envelope.Sent, Reply: "250"}, {State: envelope.Failed, Reply: "550 no"},
-		{State: envelope.Failed, Reply: "554 5.4.7 not delivered within 1h0m0s; last reply: lost"}}
-	if diff := cmp.Diff(want, results); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func TestHoldReason(t *testing.T) {
-	plain := &status.Error{Code: 451, Err: errors.New("reset")}
-	if got := holdReason([]*status.Error{nil, plain}); got != "" {
-		t.Errorf("got %q", got)
-	}
-	if got := holdReason([]*status.Error{plain, {Code: 451, Err: errPoison}}); got != errPoison.Error() {
-		t.Errorf("got %q", got)
-	}
 }

@@ -598,8 +598,8 @@ func TestReload(t *testing.T) {
 				after(time.Second)
 				r.d.Reload(nil, 0) // in another order each time
 				r.d.mu.Lock()
-				if m := r.d.mailboxes["contoso/relay@contoso.com"]; m.route.Connections != 1 || m.pace.limit != 60 || m.day.limit != 1000 {
-					t.Errorf("got %d at once, %d a minute, %d a day, want 1, 60 and 1000", m.route.Connections, m.pace.limit, m.day.limit)
+				if m := r.d.mailboxes["contoso/relay@contoso.com"]; m.route.Connections != 1 || m.pace.Limit != 60 || m.day.Limit != 1000 {
+					t.Errorf("got %d at once, %d a minute, %d a day, want 1, 60 and 1000", m.route.Connections, m.pace.Limit, m.day.Limit)
 				}
 				r.d.mu.Unlock()
 			}

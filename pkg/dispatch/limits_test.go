@@ -165,10 +165,8 @@ func TestRefundsLeaveNoLeak(t *testing.T) {
 		r.d.mu.Lock()
 		defer r.d.mu.Unlock()
 		m := r.d.mailboxes["contoso/"+hot.Key()]
-		m.pace.refill(time.Now())
-		if m.active != 0 || m.day.reserved != 0 || m.pace.tokens > m.pace.burst() || len(m.pace.ended) != 3 {
-			t.Errorf("left behind: %d active, %d reserved, %v tokens, %d in the window",
-				m.active, m.day.reserved, m.pace.tokens, len(m.pace.ended))
+		if m.active != 0 || m.day.Reserved() != 0 || m.pace.Idle(time.Now()) {
+			t.Errorf("left behind: %d active, %d reserved, an idle pace: %v", m.active, m.day.Reserved(), m.pace.Idle(time.Now()))
 		}
 	})
 }
@@ -229,7 +227,7 @@ func TestRecipientsOfADay(t *testing.T) {
 	})
 }
 
-// A message to more recipients than a day has is tried on an empty day; the far end's word then counts.
+// A message to more recipients than a day has goes in parts, a day's worth at a time.
 func TestMessageLargerThanADay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)
@@ -243,8 +241,12 @@ func TestMessageLargerThanADay(t *testing.T) {
 			t.Errorf("on a day with 5 sent: got %v, want queued", r.queue.state(large))
 		}
 		after(time.Hour)
-		if r.queue.state(large) != envelope.Sent {
-			t.Errorf("on an empty day: got %v, want sent", r.queue.state(large))
+		if tries := r.exchange.of(hot); len(tries) != 2 || len(tries[1].open) != 10 || r.queue.state(large) != envelope.Queued {
+			t.Errorf("on an empty day: %d attempts, %v", len(tries), r.queue.state(large))
+		}
+		after(25 * time.Hour)
+		if p := r.queue.progress(large); p.State != envelope.Sent || p.Attempts != 1 {
+			t.Errorf("on the next: got %v after %d attempts, want sent after 1", p.State, p.Attempts)
 		}
 	})
 }
@@ -278,66 +280,4 @@ func TestReservationGivenBack(t *testing.T) {
 			t.Errorf("got %v, want sent as soon as the reservation was given back", r.queue.state(second))
 		}
 	})
-}
-
-// Windows of the pace itself, without a dispatcher: every limit, any pattern of demand.
-func TestPaceWindows(t *testing.T) {
-	start := time.Unix(1e9, 0)
-	for limit := 1; limit <= 40; limit++ {
-		random := rand.New(rand.NewPCG(3, uint64(limit)))
-		p := pace{limit: limit}
-		var arrivals []arrival
-		for now := start; now.Before(start.Add(time.Hour)); {
-			at, ok := p.next(now, 0)
-			if !ok {
-				t.Fatalf("limit %d: nothing is under way, and something must end first", limit)
-			}
-			if at.After(now) {
-				now = at
-				continue
-			}
-			p.begin(now)
-			if random.IntN(5) == 0 {
-				p.end(now, false)
-			} else {
-				p.end(now, true)
-				arrivals = append(arrivals, arrival{now, 1})
-			}
-			if random.IntN(limit*2) == 0 {
-				now = now.Add(some(random, 2*time.Minute)) // no demand for a while
-			}
-		}
-		if got := most(arrivals, time.Minute); got > limit {
-			t.Errorf("limit %d: %d in a minute", limit, got)
-		}
-	}
-}
-
-// The day follows the time that passes, whatever the wall clock does meanwhile: that cannot be stepped here, but times
-// without a monotonic reading can.
-func TestDaySlots(t *testing.T) {
-	start := time.Unix(1e9, 0)
-	y := day{limit: 10}
-	if !y.reserve(start, 10) {
-		t.Fatal("an empty day does not fit its limit")
-	}
-	y.settle(start, 10, 10)
-	for _, tt := range []struct {
-		after time.Duration
-		fits  bool
-	}{
-		{time.Minute, false}, {24 * time.Hour, false}, {24*time.Hour + slotLength, true},
-	} {
-		now := start.Add(tt.after)
-		if got := y.reserve(now, 1); got != tt.fits {
-			t.Errorf("after %v: got %v, want %v", tt.after, got, tt.fits)
-		} else if got {
-			y.settle(now, 1, 0)
-		} else if at, ok := y.next(now); !ok || at.Sub(now) > slotLength || !at.After(now) {
-			t.Errorf("after %v: next is %v, %v", tt.after, at.Sub(now), ok)
-		}
-	}
-	if !y.idle(start.Add(100 * time.Hour)) {
-		t.Error("an old day is not idle")
-	}
 }

@@ -43,7 +43,7 @@ func newMetrics(reg prometheus.Registerer, d *Dispatcher) *metrics {
 			Name: "relayd_possible_duplicates_total", Help: "Messages sent again because an attempt ended between final dot and reply.",
 		}),
 		dispatcher: d,
-		parked:     prometheus.NewDesc("relayd_sender_parked", "1 where the mailbox cannot send now and its mail waits for a cure.", []string{"sender"}, nil),
+		parked:     prometheus.NewDesc("relayd_sender_parked", "1 where the mailbox, or its mail to recipients outside, waits for a cure or for quota.", []string{"sender"}, nil),
 		remaining:  prometheus.NewDesc("relayd_sender_recipients_remaining", "Recipients the mailbox has left in its rolling day.", []string{"sender"}, nil),
 	}
 	reg.MustRegister(m.deliveries, m.duration, m.wait, m.duplicates, m)
@@ -80,8 +80,8 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	logins := make(map[string]row, len(d.mailboxes))
 	for _, mb := range d.mailboxes {
 		r := row{sender: mb.route.Login.Key(), remaining: math.Inf(1)}
-		if mb.day.limit > 0 {
-			r.remaining = float64(mb.day.remaining(now))
+		if mb.day.Limit > 0 {
+			r.remaining = float64(mb.day.Remaining(now))
 		}
 		if mb.parkedFor() != "" {
 			r.parked = 1

@@ -22,6 +22,8 @@ type step struct {
 	n      int             // how many, or which
 	due    []time.Duration // of the messages put
 	action status.Action
+	stage  status.Stage
+	code   int
 	flag   bool
 	wait   time.Duration
 	route  envelope.Route
@@ -38,8 +40,11 @@ var steps = rapid.Custom(func(t *rapid.T) step {
 		due:    rapid.SliceOfN(rapid.SampledFrom([]time.Duration{0, 0, time.Second, 90 * time.Second}), 1, 4).Draw(t, "due"),
 		action: rapid.SampledFrom([]status.Action{
 			status.Retry, status.Fail, status.BackOffSender, status.BackOffTenant, status.ParkSender, status.ParkTenant, status.Uncertain,
+			status.Split, status.RetryOnce, status.HoldSender, status.HoldSenderExternal, status.HoldTenantExternal,
 		}).Draw(t, "action"),
-		flag: rapid.Bool().Draw(t, "flag"),
+		stage: rapid.SampledFrom([]status.Stage{status.StageConnect, status.StageAuth, status.StageRcpt, status.StageDot}).Draw(t, "stage"),
+		code:  rapid.SampledFrom([]int{432, 451, 550}).Draw(t, "code"),
+		flag:  rapid.Bool().Draw(t, "flag"),
 		wait: rapid.SampledFrom([]time.Duration{
 			time.Millisecond, 500 * time.Millisecond, 2 * time.Second, 61 * time.Second, 17 * time.Minute, 25 * time.Hour,
 		}).Draw(t, "wait"),
@@ -49,6 +54,10 @@ var steps = rapid.Custom(func(t *rapid.T) step {
 			Connections:       rapid.IntRange(1, 3).Draw(t, "connections"),
 			MessagesPerMinute: rapid.SampledFrom([]int{0, 1, 30}).Draw(t, "per minute"),
 			RecipientsPerDay:  rapid.SampledFrom([]int{0, 5}).Draw(t, "per day"),
+
+			RecipientsPerMessage: rapid.SampledFrom([]int{0, 0, 1, 2}).Draw(t, "per message"),
+			RecipientsPerDomain:  rapid.SampledFrom([]int{0, 0, 1}).Draw(t, "per domain"),
+			Fallback:             rapid.SampledFrom([]envelope.Address{"", "", sender(0), sender(1), "nobody@contoso.com"}).Draw(t, "fallback"),
 		},
 	}
 })
@@ -56,7 +65,8 @@ var steps = rapid.Custom(func(t *rapid.T) step {
 // world is a dispatcher whose every attempt waits for the property to answer it.
 type world struct {
 	*rig
-	flight []*flying // guarded by exchange.mu
+	flight   []*flying // guarded by exchange.mu
+	accepted map[envelope.ID]map[int]int
 }
 
 // broken is what fatalf panics with: the bubble's test may not be failed, since rapid tries again with less.
@@ -71,7 +81,11 @@ type flying struct {
 }
 
 func newWorld(tb testing.TB) *world {
-	w := &world{rig: newRig(tb, func(o *Options) { o.Workers = 40; o.DrainTimeout = time.Second })}
+	w := &world{rig: newRig(tb, func(o *Options) {
+		o.Workers, o.DrainTimeout, o.DelayWarning = 40, time.Second, time.Minute
+		o.Memory, o.Reporter, o.Record = newFakeMemory(), &fakeReporter{}, func(envelope.Step) {}
+	})}
+	w.accepted = map[envelope.ID]map[int]int{}
 	w.exchange.answer = func(ctx context.Context, try *try) status.Outcome {
 		f := &flying{try, make(chan status.Outcome)}
 		w.exchange.mu.Lock()
@@ -93,7 +107,16 @@ func (w *world) finish(i int, out func(*try) status.Outcome) {
 	f := w.flight[i]
 	w.flight = slices.Delete(w.flight, i, i+1)
 	w.exchange.mu.Unlock()
-	f.verd <- out(f.try)
+	o := out(f.try)
+	for k, i := range f.try.open {
+		if w.accepted[f.try.id] == nil {
+			w.accepted[f.try.id] = map[int]int{}
+		}
+		if o.Errs[k] == nil {
+			w.accepted[f.try.id][i]++
+		}
+	}
+	f.verd <- o
 }
 
 func (w *world) flying() int {
@@ -113,11 +136,21 @@ func (w *world) check() {
 	for _, m := range d.ready {
 		ready[m]++
 	}
+	held := map[*mailbox]bool{}
+	for name, t := range d.tenants {
+		for _, m := range t.held {
+			ready[m]++
+			held[m] = true
+		}
+		if n := d.room(t); len(t.held) > 0 && n > 0 && w.flying() < w.d.opts.Workers {
+			w.fatalf("%s: room for %d more, and %d stand behind", name, n, len(t.held))
+		}
+	}
 	known := map[*mailbox]bool{}
 	for key, m := range d.mailboxes {
 		known[m] = true
 		active += m.active
-		w.mailbox(key, m, ready[m], now)
+		w.mailbox(key, m, ready[m], held[m], now)
 	}
 	for i, m := range d.waiting {
 		if m.at != i || !known[m] {
@@ -153,22 +186,36 @@ func (w *world) check() {
 }
 
 // mailbox checks one: with work, a free connection and open gates it is ready, or waits for the right time.
-func (w *world) mailbox(key string, m *mailbox, ready int, now time.Time) {
+func (w *world) mailbox(key string, m *mailbox, ready int, held bool, now time.Time) {
 	at, ok := m.next(now)
-	m.pace.refill(now)
 	switch {
 	case m.ready && ready != 1, !m.ready && ready != 0:
 		w.fatalf("%s: ready=%v, and %d times in the queue", key, m.ready, ready)
-	case m.ready && w.flying() < w.d.opts.Workers:
+	case m.ready && !held && w.flying() < w.d.opts.Workers:
 		w.fatalf("%s: ready, workers free, and nobody takes it", key)
 	case !m.ready && ok && m.at < 0:
 		w.fatalf("%s: may send in %v and stands nowhere", key, at.Sub(now))
 	case !m.ready && ok && m.wake.Sub(now) > max(0, at.Sub(now))+time.Millisecond: // the pace rounds up
 		w.fatalf("%s: may send in %v and sleeps %v", key, at.Sub(now), m.wake.Sub(now))
-	case m.day.reserved < 0 || m.active < 0 || m.pace.tokens > m.pace.burst():
-		w.fatalf("%s: %d reserved, %d active, %v tokens", key, m.day.reserved, m.active, m.pace.tokens)
-	case m.active == 0 && (m.day.reserved != 0 || m.gate.probe != nil):
-		w.fatalf("%s: nothing under way, yet %d reserved, probe %v", key, m.day.reserved, m.gate.probe)
+	case m.day.Reserved() < 0 || m.active < 0:
+		w.fatalf("%s: %d reserved, %d active", key, m.day.Reserved(), m.active)
+	case m.active == 0 && (m.day.Reserved() != 0 || m.gate.Probe != 0 || m.external.Probe != 0):
+		w.fatalf("%s: nothing under way, yet %d reserved, probes %d and %d", key, m.day.Reserved(), m.gate.Probe, m.external.Probe)
+	}
+	away := 0
+	for l := range m.members {
+		if l.home != m && l.spare != m || l.mailbox != l.home && l.mailbox != l.spare {
+			w.fatalf("%s: %s is no member", key, l.sender)
+		}
+		if l.home == m && l.mailbox != m {
+			away++
+		}
+		if l.home == m && l.mailbox != m && (!m.stuck() || l.spare.stuck()) {
+			w.fatalf("%s: %s goes by %s", key, l.sender, l.mailbox.key)
+		}
+	}
+	if away != m.away {
+		w.fatalf("%s: %d lanes go another way, %d counted", key, away, m.away)
 	}
 	for i, l := range m.lanes {
 		if l.pos != i || l.mailbox != m || l.due.IsZero() || i > 0 && m.lanes.Less(i, (i-1)/2) {
@@ -182,7 +229,7 @@ func (w *world) take(s step) {
 	switch s.kind {
 	case "put":
 		for _, due := range s.due {
-			w.queue.put(s.sender, 1+s.n%3, due)
+			w.queue.putTo(s.sender, due, []envelope.Address{"a@example.com", "b@contoso.com", "c@example.com", "d@Example.com"}[:1+s.n%4]...)
 		}
 	case "end", "accept":
 		n := w.flying()
@@ -193,7 +240,7 @@ func (w *world) take(s step) {
 			if s.kind == "accept" {
 				return accept(try)
 			}
-			out := refuse(try, s.action, s.action.String())
+			out := each(try, reply(s.stage, s.code, s.action, s.action.String()))
 			if s.flag {
 				out.Errs[0] = nil
 			}
@@ -234,16 +281,33 @@ func (w *world) live(sequence []step) {
 		w.router.set(sender(i), envelope.Route{Tenant: "contoso", Connections: 2})
 	}
 	w.d.Reload(nil, 0)
-	for range 2000 {
+	for range 3000 {
 		for w.check(); w.flying() > 0; w.check() {
 			w.finish(0, accept)
 		}
 		if w.settled() == len(w.queue.order) {
+			w.ledger()
 			return
 		}
 		after(time.Minute)
 	}
 	w.fatalf("%d of %d messages came to an end", w.settled(), len(w.queue.order))
+}
+
+// ledger checks that each recipient came to one end, and was accepted once; again only where nobody could know.
+func (w *world) ledger() {
+	for _, m := range w.queue.order {
+		unsure := false
+		for _, p := range m.history {
+			unsure = unsure || p.State == envelope.Uncertain
+		}
+		for i, res := range m.progress.Results {
+			n := w.accepted[m.env.ID][i]
+			if res.Owed || res.State == envelope.Sent && n != 1 || res.State == envelope.Failed && n != 0 || !res.State.Final() {
+				w.fatalf("%s, recipient %d: %s, accepted %d times, owed=%v, uncertain=%v", m.env.ID, i, res.State, n, res.Owed, unsure)
+			}
+		}
+	}
 }
 
 func TestNoWakeUpIsLost(t *testing.T) {

@@ -88,7 +88,7 @@ func TestStopCutsOff(t *testing.T) {
 			state    envelope.State
 			released int
 			attempts int
-		}{{envelope.Queued, 1, 0}, {envelope.Queued, 1, 0}, {envelope.Uncertain, 0, 1}, {envelope.Sent, 0, 1}, {envelope.Deferred, 0, 1}} {
+		}{{envelope.Queued, 1, 0}, {envelope.Queued, 1, 0}, {envelope.Uncertain, 0, 1}, {envelope.Sent, 0, 1}, {envelope.Queued, 0, 1}} {
 			m := r.queue.order[i]
 			if m.progress.State != want.state || m.released != want.released || m.progress.Attempts != want.attempts || m.claimed {
 				t.Errorf("%s: %v, released %d times, %d attempts, claimed=%v; want %v", m.env.Sender, m.progress.State, m.released, m.progress.Attempts, m.claimed, want)
@@ -97,7 +97,7 @@ func TestStopCutsOff(t *testing.T) {
 		for _, outcome := range []struct {
 			name string
 			want float64
-		}{{"sent", 1}, {"deferred", 1}, {"uncertain", 1}, {"parked", 0}, {"failed", 0}} {
+		}{{"sent", 2}, {"deferred", 0}, {"uncertain", 1}, {"parked", 0}, {"failed", 0}} {
 			if got := testutil.ToFloat64(r.d.metrics.deliveries.WithLabelValues("contoso", outcome.name)); got != outcome.want {
 				t.Errorf("%s: counted %v, want %v", outcome.name, got, outcome.want)
 			}
@@ -300,6 +300,14 @@ func (s reentrant) Settle(ctx context.Context, env *envelope.Envelope, p envelop
 	s.touch()
 	return s.fakeQueue.Settle(ctx, env, p)
 }
+func (s reentrant) Note(ctx context.Context, env *envelope.Envelope, p envelope.Progress) error {
+	s.touch()
+	return s.fakeQueue.Note(ctx, env, p)
+}
+func (s reentrant) Rest(env *envelope.Envelope, until time.Time) {
+	s.touch()
+	s.fakeQueue.Rest(env, until)
+}
 func (s reentrant) Release(env *envelope.Envelope, p envelope.Progress) {
 	s.touch()
 	s.fakeQueue.Release(env, p)
@@ -370,7 +378,7 @@ relayd_deliveries_total{outcome="failed",tenant="fabrikam"} 0
 relayd_deliveries_total{outcome="parked",tenant="fabrikam"} 0
 relayd_deliveries_total{outcome="sent",tenant="fabrikam"} 1
 relayd_deliveries_total{outcome="uncertain",tenant="fabrikam"} 0
-# HELP relayd_sender_parked 1 where the mailbox cannot send now and its mail waits for a cure.
+# HELP relayd_sender_parked 1 where the mailbox, or its mail to recipients outside, waits for a cure or for quota.
 # TYPE relayd_sender_parked gauge
 relayd_sender_parked{sender="s002@contoso.com"} 1
 relayd_sender_parked{sender="s009@contoso.com"} 1

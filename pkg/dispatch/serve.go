@@ -1,0 +1,309 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"go.uber.org/zap"
+
+	"relayd/pkg/dispatch/fate"
+	"relayd/pkg/envelope"
+	"relayd/pkg/status"
+)
+
+// claimRetry is how long a sender rests when the queue itself fails; bodyRetry how long a message, whose body it could not
+// give, so that the sender's others have their turn.
+const (
+	claimRetry = time.Second
+	bodyRetry  = time.Minute
+)
+
+// course is what is to be done with a claim.
+type course uint8
+
+const (
+	giveBack course = iota // nothing may be tried now
+	rest                   // all that is due waits for a hold to end
+	report                 // its sender is to be told of failures first
+	attend                 // an attempt
+)
+
+// serve makes one attempt at the lane's first message and gives the connection back.
+func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
+	claim, err := d.opts.Source.Claim(ctx, a.lane.sender, time.Now())
+	var v *fate.Verdict
+	took := time.Duration(0)
+	todo := d.admit(a, &claim, err)
+	if todo == attend {
+		d.cover(ctx, a.mailbox)
+		v, took = d.try(ctx, a, &claim)
+	}
+	tried := v != nil
+	n := d.judged(a, v)
+	if tried {
+		d.recordAttempt(a, &claim, v, took)
+	}
+	for _, p := range n.tell {
+		d.reportPark(p)
+	}
+	switch {
+	case claim.Envelope == nil:
+	case todo == report:
+		p := claim.Progress
+		fate.Sum(&p)
+		d.owe(ctx, &claim, &p, fate.Owed(&p))
+		d.settle(ctx, claim.Envelope, p)
+	case todo == rest, tried && v.Release && v.Waits():
+		d.opts.Source.Rest(claim.Envelope, a.until)
+	case todo == attend && !tried:
+		d.opts.Source.Rest(claim.Envelope, time.Now().Add(bodyRetry))
+	case !tried || v.Release:
+		d.opts.Source.Release(claim.Envelope, claim.Progress)
+	default:
+		d.conclude(ctx, a, &claim, v)
+	}
+	if n.mailbox {
+		d.save(ctx, a.mailbox, true)
+	}
+	if n.tenant {
+		d.saveTenant(ctx, a.mailbox.tenant)
+	}
+	d.end(a, tried)
+}
+
+// admit takes in what the source said, and decides what is to be done with it.
+func (d *Dispatcher) admit(a *attempt, claim *envelope.Claim, err error) course {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	if err != nil {
+		if !a.lane.failing {
+			d.log.Warn("claim failed: the sender rests a second, and so on until it works", zap.String("sender", string(a.lane.sender)), zap.Error(err))
+		}
+		a.lane.failing = true
+		d.breathe(a.lane, now)
+		return giveBack
+	}
+	a.lane.failing = false
+	if !claim.Next.IsZero() {
+		d.wake(a.lane, claim.Next)
+	}
+	env, p := claim.Envelope, &claim.Progress
+	if env == nil || d.stopped {
+		return giveBack
+	}
+	if len(fate.Owed(p)) > 0 {
+		return report
+	}
+	due := a.rules.Due(env, p, now)
+	due, a.held, a.until = d.outside(a, env, due, now)
+	if len(due) == 0 {
+		return rest
+	}
+	todo := fate.Pick(env, due, stricter(a.mailbox.most(now), p.Part), a.mailbox.route.RecipientsPerDomain)
+	if !a.mailbox.day.Reserve(now, len(todo)) {
+		return giveBack
+	}
+	a.todo, a.day = todo, len(todo)
+	return attend
+}
+
+// breathe keeps the lane back for a moment, whatever the source has named as due meanwhile. The caller holds mu.
+func (d *Dispatcher) breathe(l *lane, now time.Time) {
+	l.rest = now.Add(claimRetry)
+	d.wake(l, now)
+	if l.pos >= 0 {
+		d.enter(l)
+	}
+}
+
+// judged takes in what an attempt came to; nil: nothing was tried that says anything. The gates have moved when it
+// returns: the source names what is due again at once, and a closed one must be closed by then.
+func (d *Dispatcher) judged(a *attempt, v *fate.Verdict) news {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m, now, counted := a.mailbox, time.Now(), 0
+	if v != nil {
+		counted = v.Counted
+		if v.Part > 0 {
+			m.part, m.partUntil = v.Part, now.Add(partLife)
+		}
+	}
+	m.day.Settle(now, a.day, counted)
+	n := d.gate(a, v)
+	if v != nil && v.Waits() {
+		a.until = later(m.heldUntil(), now)
+		v.HoldUntil(a.until)
+	}
+	return n
+}
+
+// end gives the attempt's connection back.
+func (d *Dispatcher) end(a *attempt, tried bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	a.lane.active--
+	a.mailbox.active--
+	a.mailbox.tenant.active--
+	a.mailbox.pace.End(now, tried)
+	d.schedule(a.mailbox, now)
+	d.admitHeld(a.mailbox.tenant)
+}
+
+// try delivers to the recipients chosen of one claimed message and judges what came of it. The verdict is nil where the
+// queue could not give the body: that is no fault of the message, and says nothing.
+func (d *Dispatcher) try(ctx context.Context, a *attempt, claim *envelope.Claim) (*fate.Verdict, time.Duration) {
+	env, p, tenant := claim.Envelope, claim.Progress, a.route.Tenant
+	log := d.log.With(zap.String("id", string(env.ID)), zap.String("sender", string(env.Sender)),
+		zap.String("tenant", tenant), zap.String("login", string(a.route.Login)), zap.Int("attempt", fate.Attempt(env, &p, a.todo)))
+	started := time.Now()
+	out, broken := d.deliver(ctx, a, claim)
+	now := time.Now()
+	took := now.Sub(started)
+	d.metrics.duration.WithLabelValues(tenant).Observe(took.Seconds())
+	if broken != nil && ctx.Err() == nil && !errors.Is(broken, envelope.ErrCorrupt) {
+		log.Warn("body could not be read: the message rests a minute", zap.Error(broken))
+		d.mu.Lock()
+		d.breathe(a.lane, now)
+		d.mu.Unlock()
+		return nil, took
+	}
+	v := a.rules.Judge(fate.Case{
+		Envelope: env, Before: p, Tried: a.todo, Held: a.held, Outcome: out, Now: now, Stopping: ctx.Err() != nil, Probe: a.probe,
+		External: func(i int) bool { return d.opts.Router.External(tenant, env.Recipients[i].Address) },
+	})
+	if p.Attempts == 0 && len(p.Results) == 0 && !v.Release { // what is released comes back for its first attempt
+		d.metrics.wait.WithLabelValues(tenant).Observe(started.Sub(env.Received).Seconds())
+	}
+	if v.Outcome != "" {
+		d.metrics.deliveries.WithLabelValues(tenant, v.Outcome).Inc()
+	}
+	if v.Resent > 0 {
+		d.metrics.duplicates.Inc()
+		log.Warn("possible duplicate: resending a message whose last attempt ended between final dot and reply", zap.Int("recipients", v.Resent))
+	}
+	if v.Progress.State.Final() || v.Progress.State == envelope.Held {
+		d.mu.Lock()
+		delete(d.panics, env.ID)
+		d.mu.Unlock()
+	}
+	logVerdict(log.With(zap.Int("recipients", len(a.todo)), zap.Duration("took", took)), &v, out)
+	return &v, took
+}
+
+// settle makes an outcome durable. It outlives a cut-off attempt by a little: what was sent should be on the disk before
+// the process ends.
+func (d *Dispatcher) settle(ctx context.Context, env *envelope.Envelope, p envelope.Progress) {
+	ctx, cancel := grace(ctx)
+	defer cancel()
+	if err := d.opts.Source.Settle(ctx, env, p); err != nil {
+		d.log.Error("outcome not recorded: the message will be sent again after a restart", zap.String("id", string(env.ID)), zap.Error(err))
+	}
+}
+
+// settleGrace is how long recording an outcome may still take once attempts are cut off.
+const settleGrace = 5 * time.Second
+
+// grace returns a context that ends settleGrace after ctx.
+func grace(ctx context.Context) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(settleGrace, cancel) })
+	return longer, func() { stop(); cancel() }
+}
+
+// maxPanics is how often a message may crash an attempt before it is held for a person to look at.
+const maxPanics = 3
+
+// body is a stored message on its way out. It notes the moment before the final dot, which comes when the message has been
+// read, and why it could not be.
+type body struct {
+	io.Reader
+	mark func()
+	err  error
+}
+
+// Read implements io.Reader.
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	switch {
+	case err == io.EOF:
+		if b.mark != nil {
+			b.mark()
+			b.mark = nil
+		}
+	case err != nil:
+		b.err = err
+	}
+	return n, err
+}
+
+// deliver calls the deliverer and turns a panic into a failure of this one message. broken is why the body could not be
+// read.
+func (d *Dispatcher) deliver(ctx context.Context, a *attempt, claim *envelope.Claim) (out status.Outcome, broken error) {
+	defer func() {
+		r := recover()
+		if r == nil {
+			return
+		}
+		id := claim.Envelope.ID
+		d.log.Error("attempt panicked", zap.String("id", string(id)), zap.Any("panic", r), zap.Stack("stack"))
+		d.mu.Lock()
+		d.panics[id]++
+		poison := d.panics[id] >= maxPanics
+		d.mu.Unlock()
+		e := &status.Error{Code: 451, Enhanced: status.Enhanced{4, 3, 0}, Text: "internal error"}
+		if poison {
+			e.Err = fate.ErrPoison
+		}
+		out, broken = status.Outcome{Errs: make([]*status.Error, len(a.todo))}, nil
+		for i := range out.Errs {
+			out.Errs[i] = e
+		}
+	}()
+	b := &body{Reader: claim.Body(ctx), mark: claim.Mark}
+	out = d.opts.Deliverer.Deliver(ctx, &a.route, claim.Envelope, a.todo, b)
+	if len(out.Errs) != len(a.todo) {
+		panic(fmt.Sprintf("deliverer: %d results for %d recipients", len(out.Errs), len(a.todo)))
+	}
+	return out, b.err
+}
+
+// logVerdict writes the one line an attempt has in the log.
+func logVerdict(log *zap.Logger, v *fate.Verdict, out status.Outcome) {
+	reply := zap.Skip()
+	if v.Reply != nil {
+		reply = zap.String("reply", v.Reply.Error())
+	}
+	switch p := &v.Progress; {
+	case p.State == envelope.Held:
+		log.Error("held", zap.String("reply", p.Reason))
+	case v.Release && v.Outcome == "parked":
+		log.Debug("not sent: parked", reply)
+	case v.Release:
+		log.Info("not sent: stopping")
+	case p.State == envelope.Sent:
+		log.Info("sent", zap.String("reply", out.Reply))
+	case p.State == envelope.Failed:
+		log.Warn("failed", zap.Int("accepted", v.Accepted), reply, causes(out))
+	case v.Outcome == "sent":
+		log.Info("sent in part: the rest is next", zap.Int("accepted", v.Accepted), zap.String("reply", out.Reply))
+	case v.Outcome == "":
+		log.Info("too many recipients at once: next in smaller parts", zap.Int("part", p.Part), reply)
+	default:
+		log.Warn(v.Outcome, zap.Int("accepted", v.Accepted), zap.Time("due", p.Due), reply, causes(out))
+	}
+}
+
+// causes is what lies behind the first refusal, for the log only.
+func causes(out status.Outcome) zap.Field {
+	for _, e := range out.Errs {
+		if e != nil && e.Err != nil {
+			return zap.Error(e.Err)
+		}
+	}
+	return zap.Skip()
+}
