@@ -15,20 +15,22 @@ import (
 
 // table says what each package may import from relayd/pkg; HACKING.md explains it. A package that is not here fails.
 var table = map[string][]string{
-	"envelope": {},
-	"status":   {},
-	"config":   {},
-	"message":  {},
-	"smtpin":   {"envelope", "status", "message"},
-	"policy":   {"envelope", "status"},
-	"broker":   {},
-	"queue":    {"envelope", "status"},
-	"dispatch": {"envelope", "status"},
-	"exchange": {"envelope", "status"},
-	"entra":    {"status"},
-	"admin":    {"envelope", "status"},
-	"history":  {"envelope"},
-	"sandbox":  {},
+	"envelope":   {},
+	"status":     {},
+	"config":     {},
+	"message":    {},
+	"smtpin":     {"envelope", "status", "message"},
+	"policy":     {"envelope", "status"},
+	"broker":     {},
+	"queue":      {"envelope", "status"},
+	"dispatch":   {"envelope", "status"},
+	"exchange":   {"envelope", "status"},
+	"entra":      {"status"},
+	"admin":      {"envelope", "status"},
+	"history":    {"envelope"},
+	"bounce":     {"envelope", "status"},
+	"postmaster": {"bounce", "envelope", "status"},
+	"sandbox":    {},
 }
 
 // banned are names that say nothing.
