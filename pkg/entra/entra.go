@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,6 +49,7 @@ type Tenant struct {
 type Options struct {
 	Tenants     map[string]Tenant // by the name the configuration gives
 	HTTPTimeout time.Duration     // for one request from dialling to the last byte; 0: 30 s
+	Rules       []Rule            // of the operator's, for what Entra ID refuses with; see SetRules
 	Logger      *zap.Logger       // nil: none
 	Registerer  prometheus.Registerer
 	// Dial opens the connections to Entra ID; nil: a net.Dialer.
@@ -72,6 +74,7 @@ func clouds() []cloud {
 type Tokens struct {
 	options Options
 	metrics *metrics
+	rules   atomic.Pointer[[]Rule]
 	ctx     context.Context // of all requests; ended by Close
 	cancel  context.CancelFunc
 	fetches sync.WaitGroup // one for each request under way; Close waits
@@ -96,7 +99,7 @@ func New(o Options) (*Tokens, error) {
 	}
 	t := &Tokens{options: o, metrics: newMetrics(o.Registerer), sources: map[string]*source{}}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
-	if err := t.Configure(o.Tenants); err != nil {
+	if err := errors.Join(t.SetRules(o.Rules), t.Configure(o.Tenants)); err != nil {
 		t.cancel()
 		return nil, err
 	}
@@ -147,6 +150,17 @@ func (t *Tokens) Configure(tenants map[string]Tenant) error {
 	return nil
 }
 
+// SetRules puts extra in front of relayd's own rules, from the next refusal on. One that has the name of one of ours takes
+// its place instead: it keeps ours's texts where it has none, and what ours fits where it says nothing of its own about
+// that. On an error, which is made of *[FieldError]s, all stays as it was.
+func (t *Tokens) SetRules(extra []Rule) error {
+	all, err := rules(extra)
+	if err == nil {
+		t.rules.Store(&all)
+	}
+	return err
+}
+
 // Token returns an access token for tenant. refused is "" or the token that Exchange Online has just refused: then a
 // token other than that is fetched, in one request for all callers who report the same one.
 //
@@ -179,7 +193,8 @@ func (t *Tokens) get(ctx context.Context, tenant, refused string) (*oauth2.Token
 	t.mu.Unlock()
 	if s == nil {
 		return nil, &status.Error{Code: 535, Enhanced: status.Enhanced{5, 7, 8}, Stage: status.StageToken,
-			Action: status.ParkTenant, Text: "the sender's tenant is not configured"}
+			Action: status.ParkTenant, Text: "the sender's tenant is not configured",
+			Cause: "the configuration has no such tenant", Advice: "Add the tenant to tenants, or take its senders out of senders"}
 	}
 	return s.get(ctx, refused)
 }

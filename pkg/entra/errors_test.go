@@ -162,9 +162,9 @@ func FuzzRead(f *testing.F) {
 	f.Add(500, "", canary, "x")
 	f.Add(400, "", `{"error_codes":["x"]}`, "Sun, 22 Nov 2026 12:05:00 GMT")
 	f.Fuzz(func(t *testing.T, code int, name, body, after string) {
-		e, hold := read(&oauth2.RetrieveError{Response: &http.Response{StatusCode: code, Header: http.Header{"Retry-After": {after}}},
+		e, hold := read(builtin(), &oauth2.RetrieveError{Response: &http.Response{StatusCode: code, Header: http.Header{"Retry-After": {after}}},
 			ErrorCode: name, ErrorDescription: body, Body: []byte(body)}, canary, time.Now())
-		if e.Text == "" || hold < 0 || hold > maxRetryAfter || e.Stage != status.StageToken {
+		if e.Text == "" || e.Rule == "" || e.Cause == "" || hold < 0 || hold > maxRetryAfter || e.Stage != status.StageToken {
 			t.Errorf("got %v, hold %v", e, hold)
 		}
 		if said := fmt.Sprintf("%v %v", e, e.Err); strings.Contains(said, canary) {

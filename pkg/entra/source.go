@@ -185,6 +185,7 @@ func (s *source) ask(secret func() (string, error)) (tok *oauth2.Token, hold tim
 	if err != nil {
 		return nil, 0, &status.Error{Code: 535, Enhanced: status.Enhanced{5, 7, 8}, Stage: status.StageToken,
 			Action: status.ParkTenant, Text: "the client secret of the sender's tenant cannot be read",
+			Cause: "the client secret cannot be read, or is empty", Advice: "See that what client_secret refers to exists, is not empty and may be read by relayd",
 			Err: fmt.Errorf("read client secret: %w", err)}
 	}
 	config := clientcredentials.Config{
@@ -197,7 +198,7 @@ func (s *source) ask(secret func() (string, error)) (tok *oauth2.Token, hold tim
 	started := time.Now()
 	tok, err = config.Token(context.WithValue(s.tokens.ctx, oauth2.HTTPClient, s.client))
 	if err != nil {
-		e, hold := read(err, value, started)
+		e, hold := read(*s.tokens.rules.Load(), err, value, started)
 		return nil, hold, e
 	}
 	if err := check(tok); err != nil {
