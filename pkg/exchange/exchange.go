@@ -230,10 +230,12 @@ func (p *Pool) deliver(ctx context.Context, route *envelope.Route, d *submission
 	switch {
 	case t == nil:
 		return &status.Error{Code: 535, Enhanced: status.Enhanced{5, 7, 8}, Stage: status.StageConnect,
-			Action: status.ParkTenant, Text: "the sender's tenant is not configured"}
+			Action: status.ParkTenant, Text: "the sender's tenant is not configured",
+			Cause: "the configuration has no such tenant", Advice: "Add the tenant to tenants, or take its senders out of senders"}
 	case route.Login == "" || !submission.Sendable(route.Login):
 		return &status.Error{Code: 535, Enhanced: status.Enhanced{5, 7, 8}, Stage: status.StageConnect,
-			Action: status.ParkSender, Text: "the sender's login is not a mailbox"}
+			Action: status.ParkSender, Text: "the sender's login is not a mailbox",
+			Cause: "the sender's login is empty, or holds characters no mailbox has", Advice: "Correct login of the sender"}
 	}
 	var (
 		s       = p.take(t, route)
@@ -324,5 +326,6 @@ func (p *Pool) connect(ctx context.Context, t *tenant, route *envelope.Route, to
 func (p *Pool) logFailure(route *envelope.Route, e *status.Error, more ...zap.Field) {
 	p.options.Logger.Warn("session failed", append(more, zap.String("tenant", route.Tenant),
 		zap.String("login", string(route.Login)), zap.String("stage", string(e.Stage)), zap.Int("code", e.Code),
-		zap.Stringer("enhanced", e.Enhanced), zap.String("reply", e.Text), zap.String("rule", e.Rule), zap.Error(e.Err))...)
+		zap.Stringer("enhanced", e.Enhanced), zap.String("reply", e.Text), zap.String("rule", e.Rule),
+		zap.Error(e.Err))...)
 }
