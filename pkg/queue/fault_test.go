@@ -286,6 +286,7 @@ func TestSettleGivesUpWithItsContext(t *testing.T) {
 }
 
 func TestCollectDoesNotBlockTheCure(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), func(o *Options) { o.KeepFailed = time.Nanosecond })
 	for range 3 {
 		r.put(alice, text(10))

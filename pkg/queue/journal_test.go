@@ -161,6 +161,7 @@ func TestJournalThatCannotBeWritten(t *testing.T) {
 }
 
 func TestQueueWithoutJournal(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, journalName), 0o700); err != nil {
 		t.Fatal(err)
@@ -188,6 +189,7 @@ func TestQueueWithoutJournal(t *testing.T) {
 
 // TestMarkGoesWithItsClaim: each way a claim can end, and a clean stop, take the mark away.
 func TestMarkGoesWithItsClaim(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	for name, end := range map[string]func(c *envelope.Claim) error{
 		"sent":     func(c *envelope.Claim) error { return r.q.Settle(t.Context(), c.Envelope, sent(c)) },
@@ -415,6 +417,7 @@ func interruptedChild(dir string) {
 
 // TestStaleMark: the process died between the outcome's record and the mark's removal.
 func TestStaleMark(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	env := r.put(alice, text(10))
 	c := r.claim(alice)
@@ -453,6 +456,7 @@ func TestStaleMark(t *testing.T) {
 
 // TestInterruptedOnAFullDisk: where the state cannot be recorded at start, memory and the journal keep it.
 func TestInterruptedOnAFullDisk(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	env := r.put(alice, text(50_000))
 	r.claim(alice).Mark()

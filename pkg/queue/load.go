@@ -298,6 +298,7 @@ func (q *Queue) lost(e *entry) {
 }
 
 func (q *Queue) quarantined(id envelope.ID, err error) {
+	q.record(envelope.Step{ID: id, What: envelope.StepHeld, State: envelope.Held, Reply: err.Error()})
 	q.log.Error("message quarantined, and not sent", zap.String("id", string(id)), zap.Error(err))
 	q.metrics.quarantined.Inc()
 }

@@ -67,6 +67,7 @@ func TestRememberOutlivesTheProcess(t *testing.T) {
 }
 
 func TestRememberTakesSmallRecordsOnly(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	if err := r.q.Remember(t.Context(), "key", make([]byte, maxMemo-3)); err != nil {
 		t.Errorf("8 KiB with its key: %v", err)
@@ -80,6 +81,7 @@ func TestRememberTakesSmallRecordsOnly(t *testing.T) {
 }
 
 func TestDamagedMemoryIsLeftOut(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, t.TempDir(), nil)
 	r.remember("good", "data")
 	sound, err := (&memo{Key: "sound", Data: []byte("data")}).encode()

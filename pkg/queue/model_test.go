@@ -3,6 +3,7 @@ package queue
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -21,6 +22,15 @@ type modelled struct {
 	due      time.Time
 	attempts int
 	claimed  bool
+	rests    time.Time // in memory only: not before; zero: due
+}
+
+// next is when the message is due, and what a restart makes of it.
+func (x *modelled) next() time.Time {
+	if !x.rests.IsZero() {
+		return x.rests
+	}
+	return x.due
 }
 
 // model is a queue without disk, heap or locks.
@@ -33,10 +43,10 @@ type model struct {
 func (m *model) head(sender envelope.Address) *modelled {
 	var best *modelled
 	for _, x := range m.messages {
-		if x.env.Sender != sender || x.claimed || x.due.After(m.now) || x.state == envelope.Held || x.state == envelope.Failed {
+		if x.env.Sender != sender || x.claimed || x.next().After(m.now) || x.state == envelope.Held || x.state == envelope.Failed {
 			continue
 		}
-		if best == nil || x.due.Before(best.due) || x.due.Equal(best.due) && x.env.ID < best.env.ID {
+		if best == nil || x.next().Before(best.next()) || x.next().Equal(best.next()) && x.env.ID < best.env.ID {
 			best = x
 		}
 	}
@@ -119,7 +129,57 @@ func TestModel(t *testing.T) {
 					delete(m.messages, x.env.ID)
 				}
 				must(r.q.Settle(ctx, x.env, p))
-				x.state, x.due, x.attempts, x.claimed = p.State, p.Due, p.Attempts, false
+				x.state, x.due, x.attempts, x.claimed, x.rests = p.State, p.Due, p.Attempts, false, time.Time{}
+			},
+			"note": func(t *rapid.T) {
+				x := m.pick(t, claimed)
+				if x == nil {
+					return
+				}
+				p := envelope.Progress{
+					State: rapid.SampledFrom([]envelope.State{envelope.Deferred, envelope.Uncertain}).Draw(t, "state"), Attempts: x.attempts + 1,
+					Due: m.now.Add(time.Duration(rapid.IntRange(-1, 3).Draw(t, "due")) * time.Second),
+				}
+				must(r.q.Note(ctx, x.env, p))
+				x.state, x.due, x.attempts, x.rests = p.State, p.Due, p.Attempts, time.Time{}
+			},
+			"rest": func(t *rapid.T) {
+				if x := m.pick(t, claimed); x != nil {
+					x.claimed, x.rests = false, m.now.Add(time.Duration(rapid.IntRange(-1, 3).Draw(t, "until"))*time.Second)
+					r.q.Rest(x.env, x.rests)
+				}
+			},
+			"retry": func(t *rapid.T) {
+				x := m.pick(t, free)
+				if x == nil {
+					return
+				}
+				err := r.q.Retry(ctx, x.env.ID, "model")
+				if x.state == envelope.Held {
+					if !errors.Is(err, ErrHeld) {
+						t.Fatalf("retry of a held message: got %v, want ErrHeld", err)
+					}
+					return
+				}
+				must(err)
+				if x.state == envelope.Failed {
+					x.state, x.attempts = envelope.Queued, 0
+				}
+				c, err := r.q.Get(ctx, x.env.ID)
+				must(err)
+				x.due, x.rests = c.Progress.Due, time.Time{}
+			},
+			"drop": func(t *rapid.T) {
+				if x := m.pick(t, free); x != nil {
+					must(r.q.Drop(ctx, x.env.ID, "model"))
+					delete(m.messages, x.env.ID)
+				}
+			},
+			"put again": func(t *rapid.T) {
+				if x := m.pick(t, func(*modelled) bool { return true }); x != nil {
+					again := *x.env
+					must(r.q.Put(ctx, &again, bytes.NewReader(nil)))
+				}
 			},
 			"release": func(t *rapid.T) {
 				if x := m.pick(t, claimed); x != nil {
@@ -138,7 +198,7 @@ func TestModel(t *testing.T) {
 					must(r.q.Resume(ctx, x.env.ID, "ann"))
 					c, err := r.q.Get(ctx, x.env.ID)
 					must(err)
-					x.state, x.attempts, x.due = envelope.Queued, 0, c.Progress.Due
+					x.state, x.attempts, x.due, x.rests = envelope.Queued, 0, c.Progress.Due, time.Time{}
 				}
 			},
 			"time passes": func(t *rapid.T) { m.now = m.now.Add(time.Second) },
@@ -152,7 +212,7 @@ func TestModel(t *testing.T) {
 				r.kill()
 				must(r.tryStart())
 				for _, x := range m.messages {
-					x.claimed = false
+					x.claimed, x.rests = false, time.Time{}
 				}
 			},
 			"": func(t *rapid.T) { // holds after every step
@@ -168,6 +228,9 @@ func TestModel(t *testing.T) {
 					want := x.state
 					if x.claimed {
 						want = envelope.Sending
+					}
+					if info.Attempts != x.attempts {
+						t.Fatalf("%s has %d attempts, want %d", info.ID, info.Attempts, x.attempts)
 					}
 					if info.State != want {
 						t.Fatalf("%s is %s, want %s", info.ID, info.State, want)

@@ -94,16 +94,11 @@ func (q *Queue) Get(ctx context.Context, id envelope.ID) (envelope.Claim, error)
 	if !errors.Is(err, envelope.ErrCorrupt) && !errors.Is(err, errGone) {
 		return claim, err
 	}
-	switch seized, busy := q.seize(id); { // neither damaged nor lost, where its holder is removing it just now
-	case busy != nil:
+	e, busy := q.seize(id)
+	if busy != nil { // neither damaged nor lost: its holder is removing it just now, or has
 		return claim, busy
-	case errors.Is(err, errGone) && seized == e:
-		q.lost(e)
-		return claim, ErrNotFound
-	default:
-		q.index.giveBack(seized)
 	}
-	return claim, err
+	return claim, q.letGo(e, err)
 }
 
 // Hold keeps a message back until Resume; by is who wants it so. Errors: ErrNotFound, ErrBusy, or a failure of the storage.
@@ -156,18 +151,42 @@ func afresh(p *envelope.Progress) {
 	}
 }
 
-// Drop removes a message that is not being sent, whatever its state, a damaged one too. Errors as for Hold.
+// Drop removes a message that is not being sent, whatever its state. Errors as for Hold, and [envelope.ErrCorrupt] where the
+// storage cannot read it: then it cannot remove it either, and the attempt would have it refuse everything until it is
+// reopened.
 func (q *Queue) Drop(ctx context.Context, id envelope.ID, by string) error {
 	e, err := q.seize(id)
 	if err != nil {
 		return err
 	}
-	if err := q.finish(ctx, e); err != nil {
-		q.index.giveBack(e)
-		return err
+	if err = q.readable(ctx, e); err == nil {
+		err = q.finish(ctx, e)
+	}
+	if err != nil {
+		return q.letGo(e, err)
 	}
 	q.record(envelope.Step{ID: id, What: envelope.StepDropped, State: envelope.Failed, By: by})
 	return nil
+}
+
+// readable reports why the storage cannot give the mail record, whatever it says.
+func (q *Queue) readable(ctx context.Context, e *entry) error {
+	st := q.store.Load()
+	if st == nil {
+		return errUnavailable(errors.New("server is being reopened"))
+	}
+	_, err := st.get(ctx, st.locate(e.place(), "mail", e.mail))
+	return err
+}
+
+// letGo ends the hold of seize after err, and says what to tell the operator.
+func (q *Queue) letGo(e *entry, err error) error {
+	if errors.Is(err, errGone) {
+		q.lost(e)
+		return ErrNotFound
+	}
+	q.index.giveBack(e)
+	return err
 }
 
 // seize takes a message that nobody is sending.
@@ -200,13 +219,8 @@ func (q *Queue) operate(ctx context.Context, id envelope.ID, step envelope.Step,
 		p.Changed = time.Now()
 		err = q.writeState(ctx, e, &p)
 	}
-	if errors.Is(err, errGone) {
-		q.lost(e)
-		return ErrNotFound
-	}
 	if err != nil {
-		q.index.giveBack(e)
-		return err
+		return q.letGo(e, err)
 	}
 	q.index.update(e, stateOf(p.State), p.Due)
 	step.ID, step.At, step.State, step.Due = id, p.Changed, p.State, p.Due

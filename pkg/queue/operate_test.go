@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -235,6 +236,395 @@ func TestFailedMailIsCollected(t *testing.T) {
 	}
 	r.drain()
 	r.idle()
+}
+
+// TestRetry: due at once, the attempts and what is sent stay; what is held stays held.
+func TestRetry(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, t.TempDir(), nil)
+	env := r.put(alice, text(10))
+	later := time.Now().Add(time.Hour)
+	for _, row := range []struct {
+		state    envelope.State
+		first    envelope.State
+		want     envelope.State
+		attempts int
+		open     []int
+	}{
+		{envelope.Deferred, envelope.Sent, envelope.Deferred, 4, []int{1}},
+		{envelope.Uncertain, envelope.Uncertain, envelope.Uncertain, 4, []int{0, 1}},
+		{envelope.Failed, envelope.Failed, envelope.Queued, 0, []int{0, 1}},
+	} {
+		r.claim(alice)
+		r.settle(env, envelope.Progress{State: row.state, Attempts: 4, Due: later, Reason: "451", Results: []envelope.Result{
+			{State: row.first, Reply: "450", Attempts: 4, Owed: true, Rule: "x"},
+			{State: envelope.Deferred, Reply: "451", Attempts: 4, Due: later},
+		}})
+		if c := r.claim(alice); c != nil {
+			t.Fatalf("%s: offered before its time", row.state)
+		}
+		if err := r.q.Retry(t.Context(), env.ID, "ann"); err != nil {
+			t.Fatal(err)
+		}
+		r.restart()
+		c := r.claim(alice)
+		if c == nil {
+			t.Fatalf("%s: not offered after a retry", row.state)
+		}
+		p := c.Progress
+		if p.State != row.want || p.Attempts != row.attempts || p.Results[1].Attempts != row.attempts || !slices.Equal(p.Open(env), row.open) {
+			t.Errorf("%s: got %+v", row.state, p)
+		}
+		if !p.Results[1].Due.IsZero() || time.Since(p.Due) > time.Minute || p.Results[1].Reply != "451" {
+			t.Errorf("%s: got %+v, want all due, and the replies kept", row.state, p)
+		}
+		if row.state == envelope.Failed && (p.Results[0].Owed || p.Results[0].Rule != "" || p.Results[0].State != envelope.Queued) {
+			t.Errorf("the failed recipient is %+v, want it queued afresh", p.Results[0])
+		}
+		if err := r.q.Retry(t.Context(), env.ID, "ann"); !errors.Is(err, ErrBusy) {
+			t.Errorf("while it is being sent: got %v, want ErrBusy", err)
+		}
+		r.q.Release(env, p)
+	}
+	if err := r.q.Hold(t.Context(), env.ID, "ann", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.q.Retry(t.Context(), env.ID, "ann"); !errors.Is(err, ErrHeld) || r.state(env.ID) != envelope.Held {
+		t.Errorf("of a held message: got %v, and it is %s, want it held", err, r.state(env.ID))
+	}
+	if err := r.q.Retry(t.Context(), "nonsense", "ann"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("of nothing: got %v, want ErrNotFound", err)
+	}
+}
+
+// TestResumeOfUncertain: that a recipient may have the message already is not forgotten.
+func TestResumeOfUncertain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, t.TempDir(), nil)
+	env := r.put(alice, text(10))
+	r.settle(r.claim(alice).Envelope, envelope.Progress{State: envelope.Uncertain, Due: time.Now().Add(time.Hour), Attempts: 2,
+		Results: []envelope.Result{{State: envelope.Uncertain, Attempts: 2}, {State: envelope.Sent}}})
+	if err := errors.Join(r.q.Hold(t.Context(), env.ID, "ann", ""), r.q.Resume(t.Context(), env.ID, "ann")); err != nil {
+		t.Fatal(err)
+	}
+	if c := r.claim(alice); c == nil || c.Progress.Results[0].State != envelope.Uncertain || c.Progress.Results[1].State != envelope.Sent {
+		t.Errorf("got %+v, want the first uncertain, the second sent", c)
+	}
+}
+
+func TestDrop(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, t.TempDir(), nil)
+	ctx := t.Context()
+	var all []*envelope.Envelope
+	for _, state := range []envelope.State{envelope.Deferred, envelope.Uncertain, envelope.Held, envelope.Failed} {
+		env := r.put(alice, text(2*chunkBytes))
+		r.settle(r.claim(alice).Envelope, envelope.Progress{State: state, Due: time.Now().Add(time.Hour)})
+		all = append(all, env)
+	}
+	all = append(all, r.put(alice, text(10)))
+	c := r.claim(alice)
+	if err := r.q.Drop(ctx, c.Envelope.ID, "ann"); !errors.Is(err, ErrBusy) {
+		t.Errorf("while it is being sent: got %v, want ErrBusy", err)
+	}
+	r.q.Release(c.Envelope, c.Progress)
+	for _, env := range all {
+		if err := r.q.Drop(ctx, env.ID, "ann"); err != nil {
+			t.Error(err)
+		}
+		if err := r.q.Drop(ctx, env.ID, "ann"); !errors.Is(err, ErrNotFound) {
+			t.Errorf("a second time: got %v, want ErrNotFound", err)
+		}
+	}
+	r.idle()
+	r.restart()
+	r.idle()
+}
+
+// TestSteps: whoever keeps the history hears of every acceptance and of what operators do, in order, and by whom.
+func TestSteps(t *testing.T) {
+	t.Parallel()
+	var steps []envelope.Step
+	r := newRig(t, t.TempDir(), func(o *Options) {
+		o.KeepFailed = time.Hour
+		o.Record = func(s envelope.Step) { steps = append(steps, s) } // from this goroutine alone
+	})
+	ctx := t.Context()
+	told := func(what string, want ...envelope.Step) {
+		t.Helper()
+		for i := range steps {
+			if time.Since(steps[i].At) > time.Minute {
+				t.Errorf("%s: step without time: %+v", what, steps[i])
+			}
+			steps[i].At, steps[i].Due = time.Time{}, time.Time{}
+		}
+		if diff := cmp.Diff(want, steps); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+		steps = nil
+	}
+	env := r.put(alice, text(10))
+	id := env.ID
+	told("put", envelope.Step{ID: id, What: envelope.StepAccepted, State: envelope.Queued, Envelope: env})
+	if err := r.q.Put(ctx, env, strings.NewReader("again")); err != nil {
+		t.Fatal(err)
+	}
+	told("put again")
+	if err := errors.Join(r.q.Hold(ctx, id, "ann", "looks odd"), r.q.Resume(ctx, id, "bob"), r.q.Retry(ctx, id, "eve")); err != nil {
+		t.Fatal(err)
+	}
+	told("operated",
+		envelope.Step{ID: id, What: envelope.StepHeld, State: envelope.Held, By: "ann", Reply: "looks odd"},
+		envelope.Step{ID: id, What: envelope.StepReleased, State: envelope.Queued, By: "bob"},
+		envelope.Step{ID: id, What: envelope.StepRetried, State: envelope.Queued, By: "eve"})
+	if err := r.q.Retry(ctx, "none", "ann"); err == nil {
+		t.Fatal("retried nothing")
+	}
+	told("refused")
+	r.settle(r.claim(alice).Envelope, envelope.Progress{State: envelope.Held, Reason: "poison"})
+	told("held by dispatch", envelope.Step{ID: id, What: envelope.StepHeld, State: envelope.Held, Reply: "poison"})
+	if err := r.q.Drop(ctx, id, "ann"); err != nil {
+		t.Fatal(err)
+	}
+	told("dropped", envelope.Step{ID: id, What: envelope.StepDropped, State: envelope.Failed, By: "ann"})
+	old := r.put(alice, text(10))
+	r.settle(r.claim(alice).Envelope, envelope.Progress{State: envelope.Failed})
+	r.q.collect(ctx, time.Now())
+	told("put", envelope.Step{ID: old.ID, What: envelope.StepAccepted, State: envelope.Queued, Envelope: old})
+	r.q.collect(ctx, time.Now().Add(2*time.Hour))
+	told("collected", envelope.Step{ID: old.ID, What: envelope.StepExpired, State: envelope.Failed})
+	damaged := r.put(alice, text(10))
+	steps = nil
+	r.replace(r.q.index.get(damaged.ID), "mail", []byte("1 ?"), nil)
+	r.q.index.get(damaged.ID).mail = r.lastSequence(damaged.ID)
+	if c := r.claim(alice); c != nil {
+		t.Fatal("damaged mail is offered")
+	}
+	if len(steps) != 1 || steps[0].What != envelope.StepHeld || steps[0].State != envelope.Held || steps[0].Reply == "" {
+		t.Errorf("quarantined: got %+v", steps)
+	}
+}
+
+// lastSequence is that of the newest mail record under an id.
+func (r *rig) lastSequence(id envelope.ID) uint64 {
+	r.t.Helper()
+	e := r.q.index.get(id)
+	msg, err := r.q.store.Load().mail[e.stream].GetLastMsgForSubject(r.t.Context(), e.place().subject("mail"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return msg.Sequence
+}
+
+// TestRest: memory alone knows that a message rests.
+func TestRest(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, t.TempDir(), nil)
+	first, second := r.put(alice, text(10)), r.put(alice, text(10))
+	var told []time.Time
+	r.q.Watch(func(_ envelope.Address, due time.Time) { told = append(told, due) })
+	told = nil
+	c := r.claim(alice)
+	until := time.Now().Add(time.Hour)
+	r.q.Rest(c.Envelope, until)
+	if info, _ := r.q.Info(first.ID); info.State != envelope.Queued || !info.Due.Equal(until) {
+		t.Errorf("got %+v, want it queued, due in an hour", info)
+	}
+	c = r.claim(alice)
+	if c == nil || c.Envelope.ID != second.ID || !c.Next.Equal(until) {
+		t.Fatalf("got %+v, want the other message, and next the one that rests", c)
+	}
+	if len(told) != 0 {
+		t.Errorf("told %v, want nothing: the claim's answer said it", told)
+	}
+	soon := until.Add(-time.Minute)
+	r.q.Rest(c.Envelope, soon)
+	if len(told) != 1 || !told[0].Equal(soon) {
+		t.Errorf("told %v, want that the sender's mail is due at %v", told, soon)
+	}
+	r.q.Rest(c.Envelope, time.Now()) // of nothing: nothing happens
+	if r.claim(alice) != nil {
+		t.Error("offered before its time")
+	}
+	r.restart()
+	for _, want := range []envelope.ID{first.ID, second.ID} {
+		if c := r.claim(alice); c == nil || c.Envelope.ID != want {
+			t.Errorf("got %+v after a restart, want %s: due as stored", c, want)
+		}
+	}
+}
+
+// TestNote: an interim outcome is durable, the claim goes on.
+func TestNote(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, t.TempDir(), nil)
+	env := r.put(alice, text(10))
+	c := r.claim(alice)
+	p := envelope.Progress{State: envelope.Deferred, Attempts: 1, Due: time.Now(), Changed: time.Now(), Results: []envelope.Result{
+		{State: envelope.Failed, Reply: "550 no", Owed: true}, {State: envelope.Deferred, Reply: "451"}}}
+	if err := r.q.Note(t.Context(), env, p); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.state(env.ID); got != envelope.Sending || r.claim(alice) != nil {
+		t.Errorf("got %q, want the claim to go on", got)
+	}
+	woken := newRig(t, image(t, r.dir), nil) // kill -9
+	if c := woken.claim(alice); c == nil || c.Progress.State != envelope.Deferred || !c.Progress.Results[0].Owed || c.Progress.Attempts != 1 {
+		t.Errorf("after kill -9: got %+v, want it at once, as noted", c)
+	}
+	woken.kill()
+	r.q.Release(env, c.Progress)
+	if got := r.state(env.ID); got != envelope.Deferred {
+		t.Errorf("released: got %q, want it as noted", got)
+	}
+	c = r.claim(alice)
+	if c == nil || !c.Progress.Results[0].Owed {
+		t.Fatalf("claimed again: got %+v, want the debt", c)
+	}
+	p.Due = time.Now().Add(time.Hour)
+	if err := r.q.Note(t.Context(), env, p); err != nil {
+		t.Fatal(err)
+	}
+	r.q.Release(env, c.Progress)
+	if r.claim(alice) != nil {
+		t.Error("noted as due in an hour, and offered at once")
+	}
+	if err := r.q.Drop(t.Context(), env.ID, "ann"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.q.Note(t.Context(), env, p); err == nil {
+		t.Error("noted what is not there")
+	}
+	r.idle()
+}
+
+func TestInfoAndFind(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, t.TempDir(), nil)
+	a, b := r.put(alice, text(10)), r.put("bob@contoso.com", text(20))
+	r.settle(r.claim(alice).Envelope, envelope.Progress{State: envelope.Deferred, Attempts: 70_000, Due: time.Now()})
+	for range 2 {
+		info, ok := r.q.Info(a.ID)
+		if !ok || info.Sender != alice || info.Size != 10 || info.State != envelope.Deferred || info.Attempts != 65_535 {
+			t.Errorf("got %+v, %v", info, ok)
+		}
+		list := r.q.Find([]envelope.ID{b.ID, "none", a.ID + "x", "", a.ID})
+		if len(list) != 2 || list[0].ID != b.ID || list[1].ID != a.ID {
+			t.Errorf("got %v, want the two there are, in the order asked", list)
+		}
+		r.restart()
+	}
+	if _, ok := r.q.Info(a.ID[:19]); ok {
+		t.Error("found by half an id")
+	}
+}
+
+// TestListLetsOthersIn: a listing of many neither holds the index all the time nor minds what happens meanwhile.
+func TestListLetsOthersIn(t *testing.T) {
+	q := new(Queue)
+	q.index.init(new(space))
+	add := func() {
+		env := newEnvelope(alice)
+		q.index.add(&entry{id: packID(env.ID), due: time.Now().UnixNano()}, alice)
+	}
+	for range 3*walkSlice + 1 {
+		add()
+	}
+	first := q.List(nil)
+	if len(first) != 3*walkSlice+1 || !slices.IsSortedFunc(first, func(a, b Info) int { return strings.Compare(string(a.ID), string(b.ID)) }) {
+		t.Fatalf("got %d entries, want all, in order", len(first))
+	}
+	seen := map[envelope.ID]int{}
+	kept := q.List(func(i Info) bool {
+		seen[i.ID]++
+		if len(seen) == walkSlice { // from within: another goroutine could as well
+			for _, info := range first[:walkSlice] {
+				q.index.drop(q.index.get(info.ID))
+			}
+			for range walkSlice {
+				add()
+			}
+		}
+		return i.ID == first[len(first)-1].ID
+	})
+	if len(kept) != 1 {
+		t.Errorf("got %d kept, want the one that was there all the time", len(kept))
+	}
+	for id, n := range seen {
+		if n != 1 {
+			t.Fatalf("%s was visited %d times", id, n)
+		}
+	}
+	if len(q.List(nil)) != 3*walkSlice+1 {
+		t.Error("the index changed")
+	}
+}
+
+// TestLanesAreFreed: a relay of many senders must not remember each that ever sent.
+func TestLanesAreFreed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, t.TempDir(), nil)
+	lanes := func(what string, want int) {
+		t.Helper()
+		r.q.index.mu.Lock()
+		defer r.q.index.mu.Unlock()
+		if got := len(r.q.index.lanes); got != want {
+			t.Errorf("%s: got %d lanes, want %d", what, got, want)
+		}
+	}
+	a, b := r.put(alice, text(10)), r.put(alice, text(10))
+	c := r.claim(alice)
+	r.settle(a, sent(c))
+	lanes("one of two sent", 1)
+	c = r.claim(alice)
+	lanes("the other claimed", 1)
+	r.q.Park(alice, "token refused")
+	r.settle(b, sent(c))
+	lanes("nothing left, but parked", 1)
+	env := r.put("ALICE@contoso.com", text(10))
+	if got := r.state(env.ID); got != envelope.Parked {
+		t.Errorf("got %q, want the park remembered", got)
+	}
+	r.q.Park(alice, "")
+	lanes("the park is over", 1)
+	if err := r.q.Drop(t.Context(), env.ID, "ann"); err != nil {
+		t.Fatal(err)
+	}
+	lanes("dropped", 0)
+	r.q.Park("bob@contoso.com", "")
+	lanes("a park that never was is over", 0)
+	r.q.Park("bob@contoso.com", "x")
+	lanes("parked without mail", 1)
+	r.q.Park("bob@contoso.com", "")
+	lanes("no longer", 0)
+	held := r.put(alice, text(10))
+	if err := r.q.Hold(t.Context(), held.ID, "ann", ""); err != nil {
+		t.Fatal(err)
+	}
+	lanes("held", 1)
+	r.restart()
+	lanes("after a restart", 1)
+}
+
+// TestHistoryStreamIsRemoved: earlier versions kept the history in the queue's own storage.
+func TestHistoryStreamIsRemoved(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, t.TempDir(), nil)
+	js := r.jetstream()
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "RELAYD_HISTORY", Subjects: []string{"relayd.history.>"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), "relayd.history.1.x", []byte("old")); err != nil {
+		t.Fatal(err)
+	}
+	env := r.put(alice, text(10))
+	r.restart()
+	if _, err := r.jetstream().Stream(t.Context(), "RELAYD_HISTORY"); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		t.Errorf("got %v, want no such stream", err)
+	}
+	if got := r.state(env.ID); got != envelope.Queued {
+		t.Errorf("got %q, want the mail untouched", got)
+	}
 }
 
 func TestMetrics(t *testing.T) {

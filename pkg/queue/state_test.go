@@ -3,6 +3,7 @@ package queue
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"relayd/pkg/envelope"
 )
@@ -41,5 +42,44 @@ func TestEncodeStateLeavesShortOnesAlone(t *testing.T) {
 	want, err := p.Encode()
 	if err != nil || string(record) != string(want) {
 		t.Errorf("got a changed record, %v, want it as it is", err)
+	}
+}
+
+// TestEncodeStateOfEveryField: what a recipient's result says beside its reply must not make it too long either, and what
+// decides its fate is never cut.
+func TestEncodeStateOfEveryField(t *testing.T) {
+	t.Parallel()
+	now := time.Now().Truncate(0)
+	for _, row := range []struct {
+		recipients, reply int
+		replies, times    bool // something of them is kept
+	}{{1000, 5000, true, true}, {4500, 300, true, true}, {20_000, 1, false, false}} {
+		p := envelope.Progress{State: envelope.Deferred, Attempts: 3, Due: now, Part: 100, Warned: true, Reason: strings.Repeat("r", 10_000)}
+		for i := range row.recipients {
+			p.Results = append(p.Results, envelope.Result{
+				State: envelope.Deferred, Attempts: i % 50, Due: now, Changed: now, Owed: i%2 == 0,
+				Reply: strings.Repeat("x", row.reply), Rule: "a rule with a rather long name",
+			})
+		}
+		record, err := encodeState(&p)
+		if err != nil || len(record) > maxState {
+			t.Errorf("%d recipients: got %d octets, %v, want at most %d", row.recipients, len(record), err, maxState)
+			continue
+		}
+		var got envelope.Progress
+		if err := got.Decode(record); err != nil {
+			t.Fatal(err)
+		}
+		if got.State != p.State || got.Attempts != 3 || !got.Due.Equal(now) || got.Part != 100 || !got.Warned || len(got.Results) != row.recipients {
+			t.Errorf("%d recipients: the message changed: %+v", row.recipients, got.State)
+		}
+		for i, r := range got.Results {
+			if r.State != envelope.Deferred || r.Attempts != i%50 || r.Owed != (i%2 == 0) {
+				t.Fatalf("%d recipients: %d is %+v", row.recipients, i, r)
+			}
+			if (r.Reply != "") != row.replies || r.Due.Equal(now) != row.times {
+				t.Fatalf("%d recipients: %d has reply %q, due %v", row.recipients, i, r.Reply, r.Due)
+			}
+		}
 	}
 }

@@ -302,29 +302,26 @@ func (st *store) getChunk(ctx context.Context, at place, n int) ([]byte, error) 
 	return msg.Data, nil
 }
 
-// remove deletes a record by its sequence; that it is gone already is no error. What cannot be read cannot be deleted so
-// either: it goes by its name.
+// remove deletes a record by its sequence; that it is gone already is no error. Nor is that it cannot be read, though the
+// server will not delete it then: a start finds it, and holds its message.
 func (st *store) remove(ctx context.Context, l locator) error {
-	if l.seq == 0 {
+	if l.seq == 0 || l.seq == noSequence {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
 	defer cancel()
-	if l.seq != noSequence {
-		err := l.stream.DeleteMsg(ctx, l.seq)
-		if !errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) { // the client drops the server's code, and there are several for this
-			return err
-		}
-		switch _, missing := st.reread(ctx, l); {
-		case errors.Is(missing, errGone):
-			return nil
-		case missing == nil:
-			return err
-		case !errors.Is(missing, envelope.ErrCorrupt):
-			return missing
-		}
+	err := l.stream.DeleteMsg(ctx, l.seq)
+	if !errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) { // the client drops the server's code, and there are several for this
+		return err
 	}
-	return l.stream.Purge(ctx, jetstream.WithPurgeSubject(l.subject))
+	switch _, missing := st.reread(ctx, l); {
+	case errors.Is(missing, errGone), errors.Is(missing, envelope.ErrCorrupt):
+		return nil
+	case missing != nil:
+		return missing
+	default:
+		return err
+	}
 }
 
 func (st *store) purgeChunks(ctx context.Context, at place) error {
