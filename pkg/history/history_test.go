@@ -49,7 +49,13 @@ func closeLog(t testing.TB, l *Log) {
 	}
 }
 
-func search(t testing.TB, l *Log, q envelope.Query) []envelope.Summary {
+// fataler is a test, or one try of a property.
+type fataler interface {
+	Helper()
+	Fatal(args ...any)
+}
+
+func search(t fataler, l *Log, q envelope.Query) []envelope.Summary {
 	t.Helper()
 	found, err := l.Search(context.Background(), q)
 	if err != nil {
@@ -58,7 +64,7 @@ func search(t testing.TB, l *Log, q envelope.Query) []envelope.Summary {
 	return found
 }
 
-func steps(t testing.TB, l *Log, id envelope.ID) []envelope.Step {
+func steps(t fataler, l *Log, id envelope.ID) []envelope.Step {
 	t.Helper()
 	found, err := l.Steps(context.Background(), id)
 	if err != nil {
