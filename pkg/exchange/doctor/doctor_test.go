@@ -201,21 +201,21 @@ func faults() map[string]finding {
 		"tls-1.0":            {"starttls", "no common version of TLS: relayd speaks 1.2 and 1.3", "TLS 1.1 or older", "exempt Exchange Online"},
 		"tls-rst":            {"starttls", "the connection was cut in the TLS handshake", firewall, "exempt Exchange Online"},
 
-		"token-429":       {"token", "", "", ""},
-		"token-500":       {"token", "Entra ID is unavailable (500 Internal Server Error)", "", ""},
-		"token-503":       {"token", "Entra ID is unavailable (503 Service Unavailable)", "", ""},
-		"token-garbage":   {"token", "no usable answer from Entra ID", "", ""},
+		"token-429":       {"token", "AADSTS90055: Tenant", "throttles or blocks", "support request"},
+		"token-500":       {"token", "Entra ID is unavailable (500 Internal Server Error)", "fault of its own", ""},
+		"token-503":       {"token", "Entra ID is unavailable (503 Service Unavailable)", "fault of its own", ""},
+		"token-garbage":   {"token", "no usable answer from Entra ID", "missing access_token", "443"},
 		"token-rst":       {"token", "no usable answer from Entra ID", "", "443"},
 		"token-blackhole": {"token", "", "Entra ID did not answer in time", "443"},
-		"token-7000215":   {"token", "AADSTS7000215: Invalid client secret provided", "", ""},
-		"token-7000222":   {"token", "AADSTS7000222: The provided client secret keys", "", ""},
-		"token-700016":    {"token", "AADSTS700016: Application with identifier", "", ""},
-		"token-90002":     {"token", "AADSTS90002: Tenant", "", ""},
-		"token-70011":     {"token", "AADSTS70011: ", "", ""},
-		"token-500011":    {"token", "AADSTS500011: ", "", ""},
-		"token-90033":     {"token", "AADSTS90033: ", "", ""},
-		"token-50196":     {"token", "AADSTS50196: ", "", ""},
-		"token-65001":     {"token", "AADSTS65001: ", "", ""},
+		"token-7000215":   {"token", "AADSTS7000215: Invalid client secret provided", "the client secret is wrong", "New client secret"},
+		"token-7000222":   {"token", "AADSTS7000222: The provided client secret keys", "the client secret has expired", "New client secret"},
+		"token-700016":    {"token", "AADSTS700016: Application with identifier", "no application with this client_id", "Enterprise applications"},
+		"token-90002":     {"token", "AADSTS90002: Tenant", "no tenant with this tenant_id", "Tenant ID"},
+		"token-70011":     {"token", "AADSTS70011: ", "scope", "cloud"},
+		"token-500011":    {"token", "AADSTS500011: ", "scope", "cloud"},
+		"token-90033":     {"token", "AADSTS90033: ", "fault of its own", ""},
+		"token-50196":     {"token", "AADSTS50196: ", "loop", "client_id"},
+		"token-65001":     {"token", "AADSTS65001: ", "consented", "Grant admin consent"},
 
 		"auth-unsuccessful": {"auth", "535 5.7.3 Authentication unsuccessful [", "",
 			"New-ServicePrincipal -AppId " + sandbox.DefaultClientID + " -ObjectId "},
@@ -602,6 +602,16 @@ func TestTokenWithheld(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSilentHandshake: a far end that says yes to STARTTLS and then nothing costs one wait.
+func TestSilentHandshake(t *testing.T) {
+	box, roots := simulate(t)
+	if _, err := box.AddFault(sandbox.Rule{Stage: sandbox.StageTLS, Blackhole: true}); err != nil {
+		t.Fatal(err)
+	}
+	checkFailure(t, doctor.Examine(t.Context(), optionsFor(t, box, roots)),
+		finding{"starttls", "the TLS handshake did not end in time", "falls silent", "exempt"})
 }
 
 // TestEndlessChallenges: a server that never comes to a verdict is left.

@@ -58,7 +58,10 @@ func explainToken(err error) Step {
 	switch {
 	case refused && refusal.ErrorDescription != "":
 		said, _, _ := strings.Cut(refusal.ErrorDescription, " Trace ID:")
-		s.Detail += " (" + said + ")"
+		if s.Cause == "" {
+			said = s.Detail + " (" + said + ")"
+		}
+		s.Detail = said
 	case refused && refusal.Response != nil:
 		s.Detail += " (" + refusal.Response.Status + ")"
 	case s.Cause != "" || e.Err == nil:
