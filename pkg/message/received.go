@@ -17,6 +17,7 @@ type Received struct {
 	TLS       string     // version and cipher suite; empty: no TLS
 	Auth      bool       // the client has authenticated
 	ID        string
+	Protocol  string // of the with clause; empty: SMTP, as the fields above say
 	Recipient string // the for clause; empty: none, as it must be for more than one recipient
 	Date      time.Time
 }
@@ -43,6 +44,8 @@ func (r *Received) Field() Field {
 // protocol returns the name IANA registers for the session (RFC 3848, RFC 6531 section 4.3).
 func (r *Received) protocol() string {
 	switch {
+	case r.Protocol != "":
+		return r.Protocol
 	case !r.Extended && r.TLS == "" && !r.Auth:
 		return "SMTP"
 	case r.SMTPUTF8:

@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"relayd/pkg/admission"
 	"relayd/pkg/message"
 	"relayd/pkg/status"
 )
@@ -142,7 +143,7 @@ func (b *body) nextChunk() error {
 				return refuse(reasonSyntax, 501, status.Enhanced{5, 5, 4}, "malformed BDAT")
 			}
 			if size > g.limit-b.size {
-				return errTooLarge(g.limit)
+				return admission.TooLarge(g.limit)
 			}
 			b.left, b.last = size, last
 			b.size += size
@@ -156,10 +157,6 @@ func (b *body) nextChunk() error {
 		}
 	}
 	return lost(io.ErrClosedPipe)
-}
-
-func errTooLarge(limit int64) error {
-	return refuse(reasonSize, 552, status.Enhanced{5, 3, 4}, "message exceeds %s", sizeText(limit))
 }
 
 // finish brings the connection to where the reply belongs: behind the final dot, or behind the chunk the client is

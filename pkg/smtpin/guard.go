@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"relayd/pkg/admission"
 	"relayd/pkg/message"
 )
 
@@ -201,7 +202,7 @@ func (g *guard) bdat(arg string) {
 		return
 	}
 	if size > g.limit {
-		g.say("552 5.3.4 message exceeds " + sizeText(g.limit))
+		g.say("552 5.3.4 message exceeds " + admission.SizeText(g.limit))
 		g.closing, g.abrupt = true, true
 		return
 	}

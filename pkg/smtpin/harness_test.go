@@ -28,6 +28,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/crypto/bcrypt"
 
+	"relayd/pkg/admission"
 	"relayd/pkg/envelope"
 	"relayd/pkg/status"
 )
@@ -128,7 +129,7 @@ func testSettings() Settings {
 func testOptions(set Settings, q *fakeQueue) (Options, *prometheus.Registry, *observer.ObservedLogs) {
 	core, logs := observer.New(zap.DebugLevel)
 	reg := prometheus.NewRegistry()
-	return Options{Settings: set, Queue: q, Metrics: NewMetrics(reg), Logger: zap.New(core), Drain: 5 * time.Second}, reg, logs
+	return Options{Settings: set, Queue: q, Metrics: NewMetrics(reg, admission.NewMetrics(reg)), Logger: zap.New(core), Drain: 5 * time.Second}, reg, logs
 }
 
 // start runs a server on loopback until the test ends.

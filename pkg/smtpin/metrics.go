@@ -5,6 +5,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"relayd/pkg/admission"
 )
 
 // intakeName is the value of the label "intake", here and in [envelope.Envelope].
@@ -19,18 +21,14 @@ type Metrics struct {
 	commands    *prometheus.CounterVec
 }
 
-// NewMetrics registers the metrics, once for all listeners of a process. It panics where they are registered already.
-func NewMetrics(r prometheus.Registerer) *Metrics {
+// NewMetrics registers the metrics, once for all listeners of a process, besides those of all intakes. It panics where they
+// are registered already.
+func NewMetrics(r prometheus.Registerer, intakes *admission.Metrics) *Metrics {
 	f := promauto.With(r)
-	accepted := f.NewCounterVec(prometheus.CounterOpts{Name: "relayd_messages_accepted_total",
-		Help: "Messages stored and acknowledged."}, []string{"intake"})
-	bytes := f.NewCounterVec(prometheus.CounterOpts{Name: "relayd_message_bytes_total",
-		Help: "Octets of the messages stored and acknowledged."}, []string{"intake"})
 	m := &Metrics{
-		accepted: accepted.WithLabelValues(intakeName),
-		bytes:    bytes.WithLabelValues(intakeName),
-		rejected: f.NewCounterVec(prometheus.CounterOpts{Name: "relayd_messages_rejected_total",
-			Help: "Senders, recipients and messages refused, temporarily or for good."}, []string{"intake", "reason"}),
+		accepted: intakes.Accepted.WithLabelValues(intakeName),
+		bytes:    intakes.Bytes.WithLabelValues(intakeName),
+		rejected: intakes.Rejected,
 		connections: f.NewGaugeVec(prometheus.GaugeOpts{Name: "relayd_smtp_connections",
 			Help: "Open SMTP connections."}, []string{"listener"}),
 		commands: f.NewCounterVec(prometheus.CounterOpts{Name: "relayd_smtp_commands_total",

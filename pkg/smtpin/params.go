@@ -1,7 +1,6 @@
 package smtpin
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -178,16 +177,4 @@ func isNotify(s string) bool {
 		rest = slices.Delete(rest, i, i+1)
 	}
 	return true
-}
-
-// sizeText writes a limit as a person would: "35 MiB".
-func sizeText(n int64) string {
-	switch {
-	case n >= 1<<20 && n%(1<<20) == 0:
-		return fmt.Sprintf("%d MiB", n>>20)
-	case n >= 1<<10 && n%(1<<10) == 0:
-		return fmt.Sprintf("%d KiB", n>>10)
-	default:
-		return fmt.Sprintf("%d octets", n)
-	}
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/emersion/go-smtp"
 
+	"relayd/pkg/admission"
 	"relayd/pkg/status"
 )
 
@@ -13,16 +14,16 @@ type reason string
 
 // The reasons; the metric has no others.
 const (
-	reasonSyntax  reason = "syntax"  // command or parameter not understood
-	reasonAccess  reason = "access"  // network not allowed, or AUTH missing
-	reasonSender  reason = "sender"  // sender not allowed for the client, or not configured
-	reasonRate    reason = "rate"    // client over its messages a minute
-	reasonSize    reason = "size"    // message, header or number of recipients too large
-	reasonLoop    reason = "loop"    // too many Received fields
-	reasonContent reason = "content" // line endings, NUL in the header, more than one From
-	reasonTimeout reason = "timeout" // body stopped, or came too slowly
-	reasonLost    reason = "lost"    // connection lost or message given up by the client before its end
-	reasonQueue   reason = "queue"   // not stored
+	reasonSyntax  reason = "syntax" // command or parameter not understood
+	reasonAccess  reason = "access" // network not allowed, or AUTH missing
+	reasonSender  reason = reason(admission.ReasonSender)
+	reasonRate    reason = "rate"                       // client over its messages a minute
+	reasonSize    reason = reason(admission.ReasonSize) // or too many recipients
+	reasonLoop    reason = reason(admission.ReasonLoop)
+	reasonContent reason = reason(admission.ReasonContent) // or line endings
+	reasonTimeout reason = "timeout"                       // body stopped, or came too slowly
+	reasonLost    reason = "lost"                          // connection lost or message given up by the client before its end
+	reasonQueue   reason = "queue"                         // not stored
 )
 
 func reasons() []reason {
@@ -55,6 +56,9 @@ func bySender(err error) error {
 func whyOf(err error) reason {
 	if r, ok := errors.AsType[*refusal](err); ok {
 		return r.why
+	}
+	if r, ok := errors.AsType[*admission.Refusal](err); ok {
+		return reason(r.Why)
 	}
 	return reasonQueue
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"relayd/pkg/admission"
 	"relayd/pkg/envelope"
 )
 
@@ -662,8 +663,8 @@ func TestNewMetricsTwice(t *testing.T) {
 		}
 	}()
 	reg := prometheus.NewRegistry()
-	NewMetrics(reg)
-	NewMetrics(reg)
+	NewMetrics(reg, admission.NewMetrics(prometheus.NewRegistry()))
+	NewMetrics(reg, admission.NewMetrics(prometheus.NewRegistry()))
 }
 
 func BenchmarkAccept(b *testing.B) {

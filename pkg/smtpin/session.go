@@ -6,6 +6,7 @@ import (
 	"github.com/emersion/go-smtp"
 	"go.uber.org/zap"
 
+	"relayd/pkg/admission"
 	"relayd/pkg/envelope"
 	"relayd/pkg/status"
 )
@@ -87,7 +88,7 @@ func (s *session) judgeMail(m *mail) error {
 		}
 	}
 	if m.size > s.set.Limits.MessageBytes {
-		return errTooLarge(s.set.Limits.MessageBytes)
+		return admission.TooLarge(s.set.Limits.MessageBytes)
 	}
 	if s.client != nil && s.client.limiter != nil && !s.client.limiter.Allow() {
 		return refuse(reasonRate, 451, status.Enhanced{4, 7, 1}, "client %q exceeds %d messages a minute",
