@@ -416,13 +416,13 @@ func TestOpenErrors(t *testing.T) {
 }
 
 func TestConcurrent(t *testing.T) {
-	l := openLog(t, t.TempDir(), func(o *Options) { o.MaxBytes = 256 << 10 }) // rotates and trims all the time
+	l := openLog(t, t.TempDir(), func(o *Options) { o.MaxBytes = 1 << 20 }) // some segments are deleted
 	ctx, cancel := context.WithCancel(context.Background())
 	var run, users sync.WaitGroup
 	run.Go(func() { l.Run(ctx) })
 	begun := time.Now().Add(-2 * time.Second)
-	for range 300 {
-		l.Record(attempt(envelope.NewID(begun), begun.Add(-20*time.Second), envelope.Sent, "250 ok"))
+	for range 800 {
+		l.Record(attempt(envelope.NewID(begun), begun.Add(-20*time.Second), envelope.Sent, strings.Repeat("x", 900)))
 	}
 	for w := range 4 {
 		users.Go(func() {

@@ -10,7 +10,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"relayd/pkg/envelope"
 	"relayd/pkg/history/index"
 )
 
@@ -25,19 +24,6 @@ import (
 // one of the same message does: else a restart would take what is left for a message that is still under way.
 //
 // Past Options.MaxBytes the oldest segment goes, whatever is in it.
-
-// over reports whether a message's history has been kept long enough.
-func (l *Log) over(id envelope.ID, fate index.Fate, silent time.Duration) bool {
-	switch fate {
-	case index.Ended:
-		return silent >= l.keepSent
-	case index.Failed:
-		return silent >= l.keepFailed
-	case index.Open:
-		return silent >= l.keepFailed && !l.opts.Waiting(id)
-	}
-	return false
-}
 
 // sweep lets history expire. It holds the lock for one segment at a time.
 func (l *Log) sweep(now time.Time) {
@@ -58,8 +44,11 @@ func (l *Log) expire(now time.Time) bool {
 	if err := l.rotate(now); err != nil {
 		l.log.Warn("history: cannot finish a segment", zap.Error(err))
 	}
-	left := l.index.Expire(func(id envelope.ID, fate index.Fate, last time.Time) bool {
-		return l.over(id, fate, now.Sub(last))
+	left := l.index.Expire(index.Expiry{
+		Ended:   now.Add(-l.keepSent),
+		Failed:  now.Add(-l.keepFailed),
+		Open:    now.Add(-l.keepFailed),
+		Waiting: l.opts.Waiting,
 	})
 	for _, s := range l.closed() {
 		s.part.Close()

@@ -30,7 +30,7 @@ type row struct {
 	domain   uint32 // and of its domain
 	msgID    uint32 // hash of the Message-ID
 	state    uint8  // the last known, in stateNames
-	fate     Fate
+	fate     fate
 	expired  bool // no longer to be found; waits for its records to leave the disk
 }
 
@@ -41,14 +41,13 @@ func (r *row) compare(received int64, id key) int {
 	return bytes.Compare(r.id[:], id[:])
 }
 
-// Fate is what a message's history waits for.
-type Fate uint8
+// fate is what a message's history waits for.
+type fate uint8
 
-// The fates of a message.
 const (
-	Open   Fate = iota // to be settled
-	Ended              // sent, dropped, or removed after its failure
-	Failed             // failed, and still kept by the queue
+	open   fate = iota // to be settled
+	ended              // sent, dropped, or removed after its failure
+	failed             // failed, and still kept by the queue
 )
 
 // Dropped is the state of a message that an operator dropped; queries may ask for it.
@@ -276,11 +275,11 @@ func (r *row) settle(said envelope.State, what string) {
 	r.state = stateCode(StateAfter(stateNames[r.state], said, what))
 	switch now := stateNames[r.state]; {
 	case what == envelope.StepDropped, what == envelope.StepExpired, now == envelope.Sent, now == Dropped:
-		r.fate = Ended
+		r.fate = ended
 	case now == envelope.Failed:
-		r.fate = Failed
+		r.fate = failed
 	default:
-		r.fate = Open
+		r.fate = open
 	}
 }
 

@@ -59,14 +59,32 @@ func (b bits) setAll(p *Part) {
 	}
 }
 
-// Expire takes the messages that over names out of the index, and reports whether records of such messages are left.
-// last is the time of a message's newest step, to the second.
-func (x *Index) Expire(over func(id envelope.ID, fate Fate, last time.Time) bool) (left bool) {
+// Expiry says what is over: a message with that fate whose newest step is not after the time. One that looks open is
+// asked about, too.
+type Expiry struct {
+	Ended, Failed, Open time.Time
+	Waiting             func(envelope.ID) bool // whether it is open indeed
+}
+
+func (e *Expiry) over(r *row) bool {
+	last := int64(r.last)
+	switch r.fate {
+	case ended:
+		return last <= e.Ended.Unix()
+	case failed:
+		return last <= e.Failed.Unix()
+	case open:
+		return last <= e.Open.Unix() && !e.Waiting(r.messageID())
+	}
+	return false
+}
+
+// Expire takes the messages that are over out of the index, and reports whether records of such messages are left.
+func (x *Index) Expire(e Expiry) (left bool) {
 	before := len(x.order)
 	x.order = slices.DeleteFunc(x.order, func(n uint32) bool {
 		r := x.row(n)
-		r.expired = over(r.messageID(), r.fate, time.Unix(int64(r.last), 0))
-		if r.expired {
+		if r.expired = e.over(r); r.expired {
 			x.gone = append(x.gone, n)
 		}
 		return r.expired
