@@ -23,7 +23,7 @@ import (
 const drainTime = 20 * time.Second
 
 func (d *daemon) openListeners(reg prometheus.Registerer) error {
-	metrics := smtpin.NewMetrics(reg)
+	metrics := smtpin.NewMetrics(reg, d.intakes)
 	for i := range d.cfg.Listeners {
 		set, err := d.intake(d.cfg, i)
 		if err != nil {
@@ -123,6 +123,7 @@ func (d *daemon) openAdmin(reg *prometheus.Registry) (err error) {
 	d.admin, err = admin.New(admin.Options{
 		Address: d.cfg.Admin.Address, MetricsAddress: d.cfg.Metrics.Address,
 		Ready: ready, Startup: started, Gatherer: reg, Logger: d.log, Version: thisBuild().version,
+		Messages: &messages{queue: d.queue, history: d.history, send: d.submit}, MessageBytes: int64(d.cfg.Limits.MessageBytes),
 	})
 	if err != nil {
 		return err
@@ -178,15 +179,20 @@ func (d *daemon) tryReload() error {
 			return err
 		}
 	}
-	if err := errors.Join(d.tokens.Configure(w.entra), d.exchange.Configure(w.exchange), d.level.UnmarshalText([]byte(cfg.Log.Level))); err != nil {
+	if err := errors.Join(d.tokens.SetRules(w.refusals), d.tokens.Configure(w.entra), d.exchange.Configure(w.exchange), d.level.UnmarshalText([]byte(cfg.Log.Level))); err != nil {
 		return err
 	}
 	// Nothing from here on can fail.
+	d.wired.Store(w)
+	d.exchange.SetCatalogue(w.replies)
 	d.policy.Configure(w.policy)
+	d.postmaster.Configure(w.postmaster)
+	d.history.Configure(time.Duration(cfg.Queue.KeepSent), time.Duration(cfg.Queue.KeepFailed))
 	for _, apply := range applies {
 		apply()
 	}
 	d.expiry.show(cfg.Tenants)
+	d.dispatcher.WarnAfter(time.Duration(cfg.Queue.DelayWarning))
 	d.dispatcher.Reload(w.retry, time.Duration(cfg.Queue.Lifetime))
 	d.warn(warnings)
 	d.mu.Lock()
@@ -210,8 +216,8 @@ func needsRestart(old, c *config.Config) error {
 	differs("log.format", old.Log.Format == c.Log.Format)
 	differs("limits.memory_bytes", old.Limits.MemoryBytes == c.Limits.MemoryBytes)
 	q, p := old.Queue, c.Queue
-	differs("queue.max_bytes, min_free_bytes, keep_sent or keep_failed",
-		q.MaxBytes == p.MaxBytes && q.MinFreeBytes == p.MinFreeBytes && q.KeepSent == p.KeepSent && q.KeepFailed == p.KeepFailed)
+	differs("queue.max_bytes, min_free_bytes or keep_failed",
+		q.MaxBytes == p.MaxBytes && q.MinFreeBytes == p.MinFreeBytes && q.KeepFailed == p.KeepFailed)
 	differs("listeners", len(old.Listeners) == len(c.Listeners))
 	for i := range min(len(old.Listeners), len(c.Listeners)) {
 		a, b := &old.Listeners[i], &c.Listeners[i]

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -18,12 +19,16 @@ import (
 	"go.uber.org/zap"
 
 	"relayd/pkg/admin"
+	"relayd/pkg/admission"
 	"relayd/pkg/broker"
 	"relayd/pkg/config"
 	"relayd/pkg/dispatch"
 	"relayd/pkg/entra"
+	"relayd/pkg/envelope"
 	"relayd/pkg/exchange"
+	"relayd/pkg/history"
 	"relayd/pkg/policy"
+	"relayd/pkg/postmaster"
 	"relayd/pkg/queue"
 	"relayd/pkg/smtpin"
 )
@@ -69,17 +74,21 @@ type daemon struct {
 	level zap.AtomicLevel
 	parts *parts
 
+	intakes    *admission.Metrics
+	history    *history.Log
 	broker     *broker.Broker
 	queue      *queue.Queue
 	tokens     *entra.Tokens
 	exchange   *exchange.Pool
 	policy     *policy.Policy
+	postmaster *postmaster.Postmaster
 	dispatcher *dispatch.Dispatcher
 	listeners  []*smtpin.Server
 	admin      *admin.Server
 
 	reloaded          prometheus.Gauge
 	expiry            credentialExpiry
+	wired             atomic.Pointer[wiring] // in force
 	started, stopping atomic.Bool
 	mu                sync.Mutex // guards cfg against the watch; only run's goroutine writes it
 }
@@ -113,6 +122,7 @@ func newDaemon(ctx context.Context, file string) (_ *daemon, err error) {
 	reg.MustRegister(d.reloaded)
 	d.expiry = newCredentialExpiry(reg)
 	d.expiry.show(cfg.Tenants)
+	d.intakes = admission.NewMetrics(reg)
 
 	if err := d.openQueue(ctx, reg); err != nil {
 		return nil, err
@@ -136,6 +146,15 @@ func (d *daemon) warn(warnings []config.Warning) {
 }
 
 func (d *daemon) openQueue(ctx context.Context, reg prometheus.Registerer) (err error) {
+	q := &d.cfg.Queue
+	d.history, err = history.Open(history.Options{
+		Dir: filepath.Join(d.cfg.DataDir, "history"), KeepSent: time.Duration(q.KeepSent), KeepFailed: time.Duration(q.KeepFailed),
+		MaxBytes: historyBytes(int64(q.MaxBytes)), Waiting: d.waits, Logger: d.log, Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	d.parts.onStop("history", d.history.Close)
 	d.broker, err = broker.Open(ctx, broker.Options{Dir: d.cfg.DataDir, Logger: d.log, OnFatal: d.parts.fail})
 	if err != nil {
 		return err
@@ -145,7 +164,6 @@ func (d *daemon) openQueue(ctx context.Context, reg prometheus.Registerer) (err 
 	if err != nil {
 		return err
 	}
-	q := &d.cfg.Queue
 	d.queue, err = queue.Open(ctx, conns, queue.Options{
 		Reopen: func(ctx context.Context) ([]*nats.Conn, error) {
 			if err := d.broker.Reopen(ctx); err != nil {
@@ -154,7 +172,7 @@ func (d *daemon) openQueue(ctx context.Context, reg prometheus.Registerer) (err 
 			return d.broker.Connect(queueConns)
 		},
 		Dir: d.cfg.DataDir, MinFreeBytes: int64(q.MinFreeBytes), MaxBytes: int64(q.MaxBytes), MemoryBytes: int64(d.cfg.Limits.MemoryBytes),
-		KeepSent: time.Duration(q.KeepSent), KeepFailed: time.Duration(q.KeepFailed),
+		KeepFailed: time.Duration(q.KeepFailed), Record: d.history.Record,
 		Logger: d.log, Registerer: reg,
 	})
 	if err != nil {
@@ -168,24 +186,39 @@ func (d *daemon) openQueue(ctx context.Context, reg prometheus.Registerer) (err 
 	return nil
 }
 
+// historyBytes bounds the history: a tenth of what mail may take, and never less than 64 MiB.
+func historyBytes(maxBytes int64) int64 { return max(64<<20, maxBytes/10) }
+
+// waits reports whether the queue still holds a message.
+func (d *daemon) waits(id envelope.ID) bool {
+	_, ok := d.queue.Info(id)
+	return ok
+}
+
 func (d *daemon) openUpstream(reg prometheus.Registerer) (err error) {
 	w, err := wiringOf(d.cfg)
 	if err != nil {
 		return err
 	}
-	if d.tokens, err = entra.New(entra.Options{Tenants: w.entra, Logger: d.log, Registerer: reg}); err != nil {
+	d.wired.Store(w)
+	d.tokens, err = entra.New(entra.Options{Tenants: w.entra, Rules: w.refusals, Logger: d.log, Registerer: reg})
+	if err != nil {
 		return err
 	}
 	d.parts.onStop("tokens", func() error { d.tokens.Close(); return nil })
 	d.exchange, err = exchange.New(exchange.Options{
-		Hostname: d.cfg.Hostname, Tenants: w.exchange, Tokens: d.tokens, Logger: d.log, Registerer: reg,
+		Hostname: d.cfg.Hostname, Tenants: w.exchange, Tokens: d.tokens, Catalogue: w.replies, Logger: d.log, Registerer: reg,
 	})
 	if err != nil {
 		return err
 	}
 	d.policy = policy.New(w.policy)
+	d.postmaster = postmaster.New(postmaster.Options{
+		Settings: w.postmaster, Queue: d.queue, Server: d.serverOf, Advice: d.adviceOf, Logger: d.log, Registerer: reg,
+	})
 	d.dispatcher = dispatch.New(dispatch.Options{
-		Source: d.queue, Router: d.policy, Deliverer: d.exchange, Retry: w.retry, Lifetime: time.Duration(d.cfg.Queue.Lifetime),
+		Source: d.queue, Router: d.policy, Deliverer: d.exchange, Memory: d.queue, Reporter: d.postmaster, Record: d.history.Record,
+		Rewrite: rewriteMessage, Retry: w.retry, Lifetime: time.Duration(d.cfg.Queue.Lifetime), DelayWarning: time.Duration(d.cfg.Queue.DelayWarning),
 		DrainTimeout: drainTime, SenderLabels: d.cfg.Metrics.PerSenderLimit, Logger: d.log, Registerer: reg,
 	})
 	return nil
@@ -197,8 +230,10 @@ func (d *daemon) openUpstream(reg prometheus.Registerer) (err error) {
 func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	reload := make(chan struct{}, 1)
 
+	d.parts.start("history", func(ctx context.Context) error { d.history.Run(ctx); return nil })
 	d.parts.start("queue watch", d.queue.Run)
 	d.parts.start("admin", d.admin.Run)
+	d.parts.start("postmaster", d.postmaster.Run)
 	d.parts.start("exchange", d.exchange.Run)
 	d.parts.start("dispatcher", d.dispatcher.Run)
 	d.parts.start("configuration watch", func(ctx context.Context) error {

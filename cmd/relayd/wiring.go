@@ -2,13 +2,19 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"time"
 
 	"relayd/pkg/config"
 	"relayd/pkg/entra"
 	"relayd/pkg/envelope"
 	"relayd/pkg/exchange"
+	"relayd/pkg/exchange/catalogue"
+	"relayd/pkg/message/rewrite"
 	"relayd/pkg/policy"
+	"relayd/pkg/postmaster"
+	"relayd/pkg/status"
 )
 
 // wiring is what a configuration means to the parts behind the queue: computed whole before any of it is put in force.
@@ -17,6 +23,18 @@ type wiring struct {
 	exchange map[string]exchange.Tenant
 	policy   policy.Options
 	retry    []time.Duration
+
+	refusals   []entra.Rule         // of the operator's, before ours
+	replies    *catalogue.Catalogue // the operator's and ours
+	postmaster postmaster.Settings
+	limits     limits
+}
+
+// limits are those of a message of the API, as [smtpin.Limits] are of one by SMTP.
+type limits struct {
+	message          int64 // octets
+	header           int   // octets
+	recipients, hops int
 }
 
 func wiringOf(c *config.Config) (*wiring, error) {
@@ -42,6 +60,8 @@ func wiringOf(c *config.Config) (*wiring, error) {
 		w.policy.Senders = append(w.policy.Senders, policy.Sender{Match: match, Route: envelope.Route{
 			Tenant: s.Tenant, Login: envelope.Address(s.Login),
 			Connections: s.Connections, MessagesPerMinute: s.MessagesPerMinute, RecipientsPerDay: s.RecipientsPerDay,
+			RecipientsPerMessage: s.RecipientsPerMessage, RecipientsPerDomain: s.RecipientsPerDomain,
+			Fallback: envelope.Address(s.Fallback),
 		}})
 	}
 	w.policy.RewriteTo = envelope.Address(c.UnknownSender.RewriteTo)
@@ -49,5 +69,82 @@ func wiringOf(c *config.Config) (*wiring, error) {
 	for _, step := range c.Queue.Retry {
 		w.retry = append(w.retry, time.Duration(step))
 	}
+	w.limits = limits{
+		message: int64(c.Limits.MessageBytes), header: int(c.Limits.HeaderBytes), recipients: c.Limits.Recipients, hops: c.Limits.Hops,
+	}
+	w.postmaster = postmaster.Settings{
+		Modes: c.Bounces.Mode, From: envelope.Address(c.Bounces.From), PerHour: c.Bounces.PerHour, Hostname: c.Hostname,
+	}
+	for _, to := range c.Bounces.Notify {
+		w.postmaster.Notify = append(w.postmaster.Notify, envelope.Address(to))
+	}
+	if err := w.readReplies(c.Replies); err != nil {
+		return nil, err
+	}
 	return w, nil
+}
+
+// readReplies sorts the operator's rows into those about Entra ID's answers and those about Exchange Online's.
+func (w *wiring) readReplies(replies []config.Reply) error {
+	var rows []catalogue.Row
+	for i := range replies {
+		r := &replies[i]
+		action, ok := status.ParseAction(r.Action)
+		if !ok {
+			return fmt.Errorf("replies[%d].action: there is no action %q", i, r.Action)
+		}
+		if r.Stage == string(status.StageToken) {
+			rule := entra.Rule{Name: r.Name, Codes: r.AADSTS, Action: action, Hold: time.Duration(r.Wait), Cause: r.Cause, Advice: r.Advice}
+			if r.Error != "" {
+				rule.Errors = []string{r.Error}
+			}
+			w.refusals = append(w.refusals, rule)
+			continue
+		}
+		rows = append(rows, catalogue.Row{
+			Name: r.Name, Stage: status.Stage(r.Stage), Code: r.Code, Enhanced: r.Enhanced, Text: r.Text, Action: action, FreshToken: r.Fresh,
+			Wait: time.Duration(r.Wait), Cause: r.Cause, Advice: r.Advice,
+		})
+	}
+	var err error
+	if w.replies, err = catalogue.New(rows); err != nil {
+		return fmt.Errorf("replies: %w", err)
+	}
+	if err := entra.CheckRules(w.refusals); err != nil {
+		return fmt.Errorf("replies: %w", err)
+	}
+	return nil
+}
+
+// serverOf names the host that a sender's mail is handed to, for notifications; "" where it has no way now.
+func (d *daemon) serverOf(sender envelope.Address) string {
+	route, err := d.policy.Route(sender)
+	if err != nil {
+		return ""
+	}
+	host, _, _ := net.SplitHostPort(d.wired.Load().exchange[route.Tenant].Server)
+	return host
+}
+
+// adviceOf returns what an operator can do where a row of the catalogue decided.
+func (d *daemon) adviceOf(rule string) string {
+	if row := d.wired.Load().replies.Named(rule); row != nil {
+		return row.Advice
+	}
+	return ""
+}
+
+// rewriteMessage is a message's last change before it leaves: lines that Exchange Online would not take, and the author
+// where it goes by a fallback sender.
+func rewriteMessage(route *envelope.Route, env *envelope.Envelope, open func() io.Reader) (*envelope.Envelope, io.Reader, error) {
+	if !env.LongLines && route.From == "" {
+		return env, open(), nil
+	}
+	plan, err := rewrite.Rewriting{LongLines: env.LongLines, From: string(route.From), Size: env.Size}.Plan(open)
+	if err != nil {
+		return nil, nil, err
+	}
+	changed := *env
+	changed.Size = plan.Size
+	return &changed, plan.Reader(open), nil
 }

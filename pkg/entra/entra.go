@@ -161,6 +161,12 @@ func (t *Tokens) SetRules(extra []Rule) error {
 	return err
 }
 
+// CheckRules reports what SetRules would refuse.
+func CheckRules(extra []Rule) error {
+	_, err := rules(extra)
+	return err
+}
+
 // Token returns an access token for tenant. refused is "" or the token that Exchange Online has just refused: then a
 // token other than that is fetched, in one request for all callers who report the same one.
 //

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+
+	"relayd/pkg/admin/api"
+	"relayd/pkg/envelope"
+	"relayd/pkg/history"
+	"relayd/pkg/queue"
+	"relayd/pkg/status"
+)
+
+// messages is what the API sees: the queue, which is right about all it holds, over the history of everything.
+type messages struct {
+	queue   *queue.Queue
+	history *history.Log
+	send    func(ctx context.Context, s *api.Submission) (envelope.ID, error)
+}
+
+var _ api.Messages = (*messages)(nil)
+
+// defaultList is how many messages a listing has where the query does not say.
+const defaultList = 100
+
+// List implements api.Messages. A state that only the queue knows of is asked of the queue; everything else of the
+// history, whose states are then set right.
+func (m *messages) List(ctx context.Context, q envelope.Query) ([]envelope.Summary, error) {
+	if q.Limit <= 0 {
+		q.Limit = defaultList
+	}
+	if q.State != "" && q.State != envelope.Sent && q.MessageID == "" && q.Recipient == "" {
+		return m.queued(ctx, q)
+	}
+	asked := q
+	if q.State != envelope.Sent {
+		asked.State = "" // the last step may be older than the state
+	}
+	var list []envelope.Summary
+	for len(list) < q.Limit {
+		page, err := m.history.Search(ctx, asked)
+		if err != nil {
+			return nil, errors.Join(api.ErrUnavailable, err)
+		}
+		for i := range page {
+			m.correct(&page[i])
+			if q.State == "" || page[i].State == q.State {
+				list = append(list, page[i])
+			}
+		}
+		if len(page) < asked.Limit {
+			break
+		}
+		asked.Before = page[len(page)-1].ID
+	}
+	return list[:min(len(list), q.Limit)], nil
+}
+
+// correct gives a summary of the history the state its message has now.
+func (m *messages) correct(s *envelope.Summary) {
+	info, ok := m.queue.Info(s.ID)
+	if !ok {
+		if !s.State.Final() { // its last step did not reach the history: only what was sent leaves by itself
+			s.State = envelope.Sent
+		}
+		return
+	}
+	s.State, s.Due, s.Attempts = info.State, info.Due, max(s.Attempts, info.Attempts)
+	s.Reply = cmp.Or(info.Reason, s.Reply)
+}
+
+// queued lists from the queue, the latest accepted first.
+func (m *messages) queued(ctx context.Context, q envelope.Query) ([]envelope.Summary, error) {
+	sender := addressFilter(q.Sender)
+	infos := m.queue.List(func(i queue.Info) bool {
+		at := i.ID.Time()
+		return i.State == q.State && (q.ID == "" || i.ID == q.ID) && (q.Before == "" || i.ID < q.Before) && sender(i.Sender) &&
+			(q.Since.IsZero() || !at.Before(q.Since)) && (q.Until.IsZero() || at.Before(q.Until))
+	})
+	slices.Reverse(infos)
+	infos = infos[:min(len(infos), q.Limit)]
+	list := make([]envelope.Summary, 0, len(infos))
+	for i := range infos {
+		s, err := m.summary(ctx, &infos[i])
+		if err != nil {
+			return nil, err
+		}
+		if s != nil {
+			list = append(list, *s)
+		}
+	}
+	return list, nil
+}
+
+// summary is a queued message's line: from the history where it has one, else from the queue's own record. nil: the
+// message has left the queue meanwhile.
+func (m *messages) summary(ctx context.Context, info *queue.Info) (*envelope.Summary, error) {
+	found, err := m.history.Search(ctx, envelope.Query{ID: info.ID, Limit: 1})
+	if err == nil && len(found) == 1 && len(found[0].Recipients) > 0 {
+		m.correct(&found[0])
+		return &found[0], nil
+	}
+	claim, err := m.queue.Get(ctx, info.ID)
+	switch {
+	case errors.Is(err, queue.ErrNotFound):
+		return nil, nil
+	case err != nil || claim.Envelope == nil: // damaged, say: all the more to be shown
+		return &envelope.Summary{
+			ID: info.ID, Received: info.ID.Time(), Sender: info.Sender, Size: info.Size, State: info.State, Attempts: info.Attempts,
+			Due: info.Due, Reply: info.Reason,
+		}, nil
+	}
+	env := claim.Envelope
+	s := &envelope.Summary{
+		ID: env.ID, Received: env.Received, Sender: env.Sender, MessageID: env.MessageID, Size: env.Size, State: info.State,
+		Attempts: claim.Progress.Attempts, Due: info.Due, Reply: cmp.Or(info.Reason, claim.Progress.Reason),
+	}
+	for i := range env.Recipients {
+		s.Recipients = append(s.Recipients, env.Recipients[i].Address)
+	}
+	return s, nil
+}
+
+// addressFilter reports whether an address is the one a query names, or in its domain.
+func addressFilter(pattern string) func(envelope.Address) bool {
+	key := envelope.Address(pattern).Key()
+	if domain, ok := strings.CutPrefix(key, "*@"); ok {
+		return func(a envelope.Address) bool { return envelope.Address(a.Domain()).Key() == domain }
+	}
+	return func(a envelope.Address) bool { return pattern == "" || a.Key() == key }
+}
+
+// Get implements api.Messages.
+func (m *messages) Get(ctx context.Context, id envelope.ID) (*api.Message, error) {
+	steps, historyErr := m.history.Steps(ctx, id)
+	claim, err := m.queue.Get(ctx, id)
+	info, queued := m.queue.Info(id)
+	switch {
+	case err == nil && queued:
+		return &api.Message{
+			Envelope: claim.Envelope, Progress: claim.Progress, State: info.State, Parked: info.Reason, Stored: true, Steps: steps,
+		}, nil
+	case queued: // damaged, or not readable at this moment
+		return &api.Message{Progress: envelope.Progress{State: info.State, Reason: err.Error()}, State: info.State, Parked: info.Reason, Steps: steps}, nil
+	case historyErr != nil:
+		return nil, errors.Join(api.ErrUnavailable, historyErr)
+	case len(steps) == 0:
+		return nil, api.ErrNotFound
+	}
+	return told(steps), nil
+}
+
+// told is a message that has left the queue, as its history tells it.
+func told(steps []envelope.Step) *api.Message {
+	msg := &api.Message{Steps: steps}
+	at := map[envelope.Address]int{}
+	for i := range steps {
+		s := &steps[i]
+		if s.Envelope != nil {
+			msg.Envelope = s.Envelope
+			msg.Progress.Results = make([]envelope.Result, len(s.Envelope.Recipients))
+			for k := range s.Envelope.Recipients {
+				at[s.Envelope.Recipients[k].Address] = k
+				msg.Progress.Results[k].State = envelope.Queued
+			}
+		}
+		for _, r := range s.Recipients {
+			if k, ok := at[r.Address]; ok {
+				msg.Progress.Results[k] = envelope.Result{State: r.State, Reply: r.Reply, Attempts: s.Attempt}
+			}
+		}
+		msg.Progress.Attempts = max(msg.Progress.Attempts, s.Attempt)
+		if s.State != "" {
+			msg.State, msg.Progress.State = s.State, s.State
+		}
+		msg.Progress.Reason = cmp.Or(s.Reply, msg.Progress.Reason)
+	}
+	return msg
+}
+
+// Raw implements api.Messages.
+func (m *messages) Raw(ctx context.Context, id envelope.ID) (io.ReadCloser, int64, error) {
+	claim, err := m.queue.Get(ctx, id)
+	if err != nil {
+		return nil, 0, apiError(err)
+	}
+	return io.NopCloser(claim.Body(ctx)), claim.Envelope.Size, nil
+}
+
+// Retry implements api.Messages. For a failed message it is a release: its recipients begin anew.
+func (m *messages) Retry(ctx context.Context, id envelope.ID, by string) error {
+	if info, ok := m.queue.Info(id); ok && info.State == envelope.Failed {
+		return apiError(m.queue.Resume(ctx, id, by))
+	}
+	return apiError(m.queue.Retry(ctx, id, by))
+}
+
+// Hold implements api.Messages.
+func (m *messages) Hold(ctx context.Context, id envelope.ID, by string) error {
+	return apiError(m.queue.Hold(ctx, id, by, "held by "+by))
+}
+
+// Release implements api.Messages.
+func (m *messages) Release(ctx context.Context, id envelope.ID, by string) error {
+	return apiError(m.queue.Resume(ctx, id, by))
+}
+
+// Drop implements api.Messages.
+func (m *messages) Drop(ctx context.Context, id envelope.ID, by string) error {
+	return apiError(m.queue.Drop(ctx, id, by))
+}
+
+// Send implements api.Messages.
+func (m *messages) Send(ctx context.Context, s api.Submission) (envelope.ID, error) {
+	return m.send(ctx, &s)
+}
+
+// apiError says in the API's words what the queue said.
+func apiError(err error) error {
+	switch {
+	case errors.Is(err, queue.ErrNotFound):
+		return api.ErrNotFound
+	case errors.Is(err, queue.ErrBusy):
+		return api.ErrBusy
+	case errors.Is(err, queue.ErrHeld):
+		return status.New(550, status.Enhanced{5, 7, 0}, "the message is held; release it to have it tried")
+	}
+	return err
+}
