@@ -245,6 +245,7 @@ func TestHeader(t *testing.T) {
 func TestRecipients(t *testing.T) {
 	r := report(message, notFound, 1)
 	r.Envelope.EnvelopeID = "order+2B1"
+	r.Until = written.Add(time.Hour) // means nothing to a failure
 	r.Envelope.Recipients[1].ORCPT = "rfc822;b+2Bx@y.example"
 	p := open(t, Failure, r)
 	want := [][][2]string{
@@ -260,7 +261,6 @@ func TestRecipients(t *testing.T) {
 		t.Errorf("%d parts, want 2: there is no original", len(p.Parts))
 	}
 	r.About = []int{0, 1, 2}
-	r.Until = written.Add(time.Hour)
 	p = open(t, Delay, r)
 	if len(p.Parts[1].Groups) != 4 {
 		t.Fatalf("%d groups, want one for the message and three for recipients", len(p.Parts[1].Groups))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -109,7 +110,10 @@ func TestParksThatNeedNoNotice(t *testing.T) {
 		pass(time.Second)
 		r.Park(parked("ERP@contoso.com"))
 		pass(gather)
-		r.wantSubjects("parked again before the end was told", "Mail of ERP@contoso.com is waiting")
+		mails := r.queue.take()
+		if len(mails) != 1 || !strings.Contains(mails[0].text, "is waiting") || strings.Contains(mails[0].text, "on its way again") {
+			t.Errorf("parked again before the end was told: %v", mails)
+		}
 	})
 }
 
@@ -165,11 +169,15 @@ func TestNoticesOnlyWhereAskedFor(t *testing.T) {
 		pass(3 * time.Hour)
 		r.wantSubjects("mode without notify", "")
 		r.Configure(settings())
+		pass(3 * time.Hour)
+		r.wantSubjects("what came before anybody wanted to know", "")
 		r.Park(parked("erp@contoso.com"))
 		r.bounce()
 		s := settings()
 		s.Notify = nil
 		r.Configure(s)
+		pass(3 * time.Hour)
+		r.Configure(settings())
 		stop()
 		r.wantSubjects("nobody to notify any more", "")
 	})
@@ -195,6 +203,51 @@ func TestQueueRefusesNotice(t *testing.T) {
 		r.want(kindDigest, resultSent, 1)
 		pass(3 * time.Hour)
 		r.wantSubjects("told once", "")
+	})
+}
+
+func TestParksWhileTheNoticeIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { o.PerHour = 3 })
+		stop := r.run()
+		defer stop()
+		first, second, third := parked("erp@contoso.com"), parked("crm@contoso.com"), parked("shop@contoso.com")
+		r.Park(first)
+		r.Park(second)
+		r.queue.fail(errors.New("broken"), sync.OnceFunc(func() {
+			r.Park(resumed(first)) // nobody was told it was parked
+			r.Park(third)
+		}))
+		pass(gather + 10*retryAfter) // ten refusals cost none of the hour's three mails
+		r.queue.fail(nil, nil)
+		pass(retryAfter)
+		mails := r.queue.take()
+		if len(mails) != 1 {
+			t.Fatalf("got %v", mails)
+		}
+		for login, want := range map[string]bool{"erp": false, "crm": true, "shop": true} {
+			if got := strings.Contains(mails[0].text, login+"@contoso.com"); got != want {
+				t.Errorf("%s is named: %v, want %v", login, got, want)
+			}
+		}
+		r.want(kindNotice, resultError, 11)
+	})
+}
+
+func TestSwitchedOffWhileTheNoticeIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		stop := r.run()
+		r.Park(parked("erp@contoso.com"))
+		r.queue.fail(errors.New("broken"), func() {
+			r.Configure(Settings{})
+		})
+		pass(gather)
+		r.queue.fail(nil, nil)
+		r.Configure(settings())
+		pass(time.Hour)
+		stop()
+		r.wantSubjects("nobody wanted to know", "")
 	})
 }
 

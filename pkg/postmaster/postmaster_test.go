@@ -2,6 +2,7 @@ package postmaster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,9 +19,12 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"relayd/pkg/dispatch"
 	"relayd/pkg/envelope"
 	"relayd/pkg/status"
 )
+
+var _ dispatch.Reporter = (*Postmaster)(nil)
 
 // stored is a mail in the fake queue.
 type stored struct {
@@ -37,7 +41,7 @@ type fakeQueue struct {
 	hook  func() // called in Put
 }
 
-func (q *fakeQueue) Put(_ context.Context, env *envelope.Envelope, body io.Reader) error {
+func (q *fakeQueue) Put(ctx context.Context, env *envelope.Envelope, body io.Reader) error {
 	text, err := io.ReadAll(body)
 	if err != nil {
 		return err
@@ -50,8 +54,8 @@ func (q *fakeQueue) Put(_ context.Context, env *envelope.Envelope, body io.Reade
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.err != nil {
-		return q.err
+	if q.err != nil || ctx.Err() != nil {
+		return cmp.Or(q.err, ctx.Err())
 	}
 	for _, m := range q.mails {
 		if m.env.ID == env.ID {
@@ -257,25 +261,25 @@ func TestNobodyToTell(t *testing.T) {
 		}
 	}
 	for _, row := range []struct {
-		name             string
-		change           func(*rig, *envelope.Claim)
-		sent, suppressed float64
+		name                     string
+		change                   func(*rig, *envelope.Claim)
+		sent, suppressed, errors float64
 	}{
-		{"an ordinary message", env(func(*envelope.Envelope) {}), 1, 0},
-		{"mode without dsn", set(func(s *Settings) { s.Modes = []string{ModeNotify, "events"} }), 0, 0},
-		{"mode off", set(func(s *Settings) { s.Modes = []string{"off"} }), 0, 0},
-		{"no modes", set(func(s *Settings) { s.Modes = nil }), 0, 0},
-		{"no postmaster", set(func(s *Settings) { s.From = "" }), 0, 0},
-		{"nobody to notify", set(func(s *Settings) { s.Notify = nil }), 1, 0},
-		{"null reverse-path", env(func(e *envelope.Envelope) { e.ReversePath = "" }), 0, 0},
-		{"NOTIFY=NEVER", env(func(e *envelope.Envelope) { e.Recipients[0].Notify = "NEVER" }), 0, 0},
-		{"NOTIFY=DELAY", env(func(e *envelope.Envelope) { e.Recipients[0].Notify = "DELAY" }), 0, 0},
-		{"NOTIFY=SUCCESS,FAILURE", env(func(e *envelope.Envelope) { e.Recipients[0].Notify = "SUCCESS,FAILURE" }), 1, 0},
-		{"the postmaster's own reverse-path", env(func(e *envelope.Envelope) { e.ReversePath = "PostMaster@contoso.com" }), 0, 1},
-		{"relayd's own mail", env(func(e *envelope.Envelope) { e.Intake = Intake }), 0, 1},
-		{"an answer to mail", header("Auto-Submitted: auto-replied"), 0, 1},
-		{"a cron job's mail", header("Auto-Submitted: auto-generated"), 1, 0},
-		{"an address that is none", env(func(e *envelope.Envelope) { e.ReversePath = "a@b\r\nBcc: x@y.example" }), 0, 0},
+		{"an ordinary message", env(func(*envelope.Envelope) {}), 1, 0, 0},
+		{"mode without dsn", set(func(s *Settings) { s.Modes = []string{ModeNotify, "events"} }), 0, 0, 0},
+		{"mode off", set(func(s *Settings) { s.Modes = []string{"off"} }), 0, 0, 0},
+		{"no modes", set(func(s *Settings) { s.Modes = nil }), 0, 0, 0},
+		{"no postmaster", set(func(s *Settings) { s.From = "" }), 0, 0, 0},
+		{"nobody to notify", set(func(s *Settings) { s.Notify = nil }), 1, 0, 0},
+		{"null reverse-path", env(func(e *envelope.Envelope) { e.ReversePath = "" }), 0, 0, 0},
+		{"NOTIFY=NEVER", env(func(e *envelope.Envelope) { e.Recipients[0].Notify = "NEVER" }), 0, 0, 0},
+		{"NOTIFY=DELAY", env(func(e *envelope.Envelope) { e.Recipients[0].Notify = "DELAY" }), 0, 0, 0},
+		{"NOTIFY=SUCCESS,FAILURE", env(func(e *envelope.Envelope) { e.Recipients[0].Notify = "SUCCESS,FAILURE" }), 1, 0, 0},
+		{"the postmaster's own reverse-path", env(func(e *envelope.Envelope) { e.ReversePath = "PostMaster@contoso.com" }), 0, 1, 0},
+		{"relayd's own mail", env(func(e *envelope.Envelope) { e.Intake = Intake }), 0, 1, 0},
+		{"an answer to mail", header("Auto-Submitted: auto-replied"), 0, 1, 0},
+		{"a cron job's mail", header("Auto-Submitted: auto-generated"), 1, 0, 0},
+		{"an address that is none", env(func(e *envelope.Envelope) { e.ReversePath = "a@b\r\nBcc: x@y.example" }), 0, 0, 1},
 	} {
 		r := newRig(t)
 		c, p := claim()
@@ -288,6 +292,7 @@ func TestNobodyToTell(t *testing.T) {
 		}
 		r.want(kindFailure, resultSent, row.sent)
 		r.want(kindFailure, resultSuppressed, row.suppressed)
+		r.want(kindFailure, resultError, row.errors)
 		if n := len(r.written.entries); float64(n) != row.sent {
 			t.Errorf("%s: %d mails count for the hour, want %v", row.name, n, row.sent)
 		}
@@ -422,11 +427,11 @@ func TestUnreadableOriginal(t *testing.T) {
 		t.Errorf("no body: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	c.Body = func(ctx context.Context) io.Reader { return unreadable{ctx.Err()} }
+	c.Body = func(ctx context.Context) io.Reader { cancel(); return unreadable{ctx.Err()} }
 	if err := r.Bounce(ctx, c, p, []int{0}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cut off: got %v", err)
 	}
+	r.want(kindFailure, resultError, 0) // nothing was composed that could fail to be stored
 }
 
 func TestBodyIsClosedAfterReading(t *testing.T) {
