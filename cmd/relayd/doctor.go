@@ -263,7 +263,7 @@ func (f *doctorFlags) newClinic(c *config.Config, warnings []config.Warning, to 
 		k.tenants[t.Name] = &clinicTenant{Tenant: t, key: fmt.Sprintf("tenants[%d]", i),
 			clock: onceForAll(doctor.HTTPClock(endpoint, w.entra[t.Name].RootCAs))}
 	}
-	k.tokens, err = entra.New(entra.Options{Tenants: w.entra, HTTPTimeout: f.timeout})
+	k.tokens, err = entra.New(entra.Options{Tenants: w.entra, Rules: w.refusals, HTTPTimeout: f.timeout})
 	return k, err
 }
 
@@ -327,6 +327,7 @@ func (k *clinic) options(p patient) doctor.Options {
 		Registration: diagnosis.Registration{TenantID: t.TenantID, ClientID: t.ClientID, Scope: t.Scope},
 		Warnings:     k.warningsOf(append([]string{t.key}, p.keys...)),
 		Expires:      time.Time(t.CredentialExpires),
+		Catalogue:    k.wiring.replies,
 		Clock:        t.clock,
 		Progress:     k.progress,
 		Timeouts: doctor.Timeouts{Resolve: min(k.timeout, 10*time.Second), Connect: min(k.timeout, 10*time.Second),

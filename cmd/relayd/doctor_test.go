@@ -336,3 +336,21 @@ func TestDoctorPrinter(t *testing.T) {
 		t.Error("want words where there is no terminal")
 	}
 }
+
+// TestDoctorReadsReplies: what the configuration says of a reply, or of Entra ID's refusal, goes before what relayd does.
+func TestDoctorReadsReplies(t *testing.T) {
+	box, file := hospital(t, `[{address: erp@contoso.com, tenant: contoso}]
+replies:
+  - {name: ours, enhanced: 5.7.139, action: park tenant, cause: the usual, advice: Call Bob}
+  - {name: theirs, stage: token, aadsts: [7000222], action: park tenant, cause: the yearly, advice: Call Alice}`)
+	for fault, want := range map[string]string{
+		"auth-disabled-mailbox": "cause   the usual\n        change  Call Bob\n", "token-7000222": "cause   the yearly\n        change  Call Alice\n",
+	} {
+		box.ClearFaults()
+		strike(t, box, fault)
+		stdout, _, err := execute(t, newDoctorCommand(), "", "--config", file)
+		if err == nil || !strings.Contains(stdout, want) {
+			t.Errorf("%s: got %v, %s, want %q", fault, err, stdout, want)
+		}
+	}
+}
