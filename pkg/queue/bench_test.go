@@ -156,3 +156,38 @@ func BenchmarkLoad(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkList is a listing of a million messages that keeps none, and the longest anybody had to wait for the index
+// meanwhile.
+func BenchmarkList(b *testing.B) {
+	q := new(Queue)
+	q.index.init(new(space))
+	now := time.Now()
+	for i := range 1_000_000 {
+		sender := envelope.Address(fmt.Sprintf("s%d@contoso.com", i%1000))
+		q.index.add(&entry{id: packID(envelope.NewID(now)), due: now.UnixNano()}, sender)
+	}
+	var longest time.Duration
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		look := time.NewTicker(time.Millisecond)
+		defer look.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-look.C:
+				begun := time.Now()
+				q.index.get("nothing")
+				longest = max(longest, time.Since(begun))
+			}
+		}
+	}()
+	for b.Loop() {
+		q.List(func(Info) bool { return false })
+	}
+	close(stop)
+	<-done
+	b.ReportMetric(float64(longest.Microseconds()), "µs-longest")
+}

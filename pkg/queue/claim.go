@@ -188,8 +188,8 @@ func (q *Queue) finish(ctx context.Context, e *entry) error {
 	}
 	_, last := q.index.records(e)
 	chunks, at := e.chunks, e.place()
+	q.journal.unmark(e.id) // before somebody can put and claim the same id anew
 	q.index.drop(e)
-	q.journal.unmark(e.id)
 	if st := q.store.Load(); st != nil && (last != 0 || chunks != 0) {
 		if err := st.remove(ctx, st.locate(at, "state", last)); err != nil {
 			q.log.Debug("state record left behind", zap.String("id", string(at.id)), zap.Error(err))

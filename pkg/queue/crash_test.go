@@ -340,6 +340,7 @@ func child(dir string) {
 			fail(q.Settle(ctx, c.Envelope, envelope.Progress{State: envelope.Deferred, Attempts: c.Progress.Attempts + 1, Due: time.Now()}))
 		default:
 			say("settling", c.Envelope.ID)
+			c.Mark()
 			fail(q.Settle(ctx, c.Envelope, sent(&c)))
 			say("removed", c.Envelope.ID)
 		}

@@ -3,6 +3,7 @@ package queue
 import (
 	"container/heap"
 	"math"
+	"runtime"
 	"sync"
 	"time"
 
@@ -310,7 +311,7 @@ func (x *index) wrote(e *entry, last uint64, attempts int) {
 func clampAttempts(n int) uint16 { return uint16(min(max(n, 0), math.MaxUint16)) }
 
 // walkSlice is how many entries are visited before others get their turn at the index: well under a millisecond's worth.
-const walkSlice = 2048
+const walkSlice = 1024
 
 // walk calls visit for every entry, with mu held, but lets others have it in between and calls pause then. What comes or
 // goes meanwhile may or may not be visited.
@@ -322,6 +323,7 @@ func (x *index) walk(visit func(*entry), pause func()) {
 		visit(e)
 		if n++; n%walkSlice == 0 {
 			x.mu.Unlock()
+			runtime.Gosched() // or this goroutine has the mutex again before those it just woke get to run
 			pause()
 			x.mu.Lock()
 		}
