@@ -114,7 +114,7 @@ func registerStream[I, O any](a *api, op operation, handle func(context.Context,
 	group := strings.Split(op.path, "/")[3]
 	huma.Register(a.huma, huma.Operation{
 		Method: op.method, Path: op.path, OperationID: op.id, Summary: op.summary, Description: op.description, Tags: []string{group},
-		MaxBodyBytes: -1, BodyReadTimeout: -1, // admit has read the body, and bounded it
+		MaxBodyBytes: -1, BodyReadTimeout: -1, // admit has read the body, and bounded it; a deadline would outlive that
 	}, func(ctx context.Context, in *I) (*O, error) {
 		out, err := handle(ctx, in)
 		if err != nil {
@@ -157,8 +157,8 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mux.ServeHTTP(w, r.WithContext(ctx))
 }
 
-// admit refuses what no operation takes, and reads a JSON body. Once it has returned nil, no read deadline is left: one
-// that passes while a request is answered would end the request's context.
+// admit refuses what no operation takes, and reads a JSON body. It leaves no read deadline of its own: net/http watches for
+// the client hanging up while a request is answered, and takes a deadline that passes for that.
 func (a *api) admit(w http.ResponseWriter, r *http.Request) *problem.Problem {
 	if path.Clean(r.URL.Path) != r.URL.Path { // the mux would redirect
 		return errNothing()
@@ -200,8 +200,8 @@ func (a *api) admit(w http.ResponseWriter, r *http.Request) *problem.Problem {
 			return bodyProblem(err)
 		}
 		r.Body = io.NopCloser(bytes.NewReader(data))
+		_ = control.SetReadDeadline(time.Time{})
 	}
-	_ = control.SetReadDeadline(time.Time{})
 	return nil
 }
 

@@ -600,9 +600,11 @@ func TestForgedRequests(t *testing.T) {
 			}
 		}
 	}
-	a := w.do("POST", messagesPath+"/"+id+"/drop", "x", header("Content-Type", "message/rfc822"))
-	if a.problem(t); a.code != 415 {
-		t.Errorf("a message where none is taken: got %d", a.code)
+	for _, body := range []string{"", "x"} {
+		a := w.do("POST", messagesPath+"/"+id+"/drop", body, header("Content-Type", "message/rfc822"))
+		if a.problem(t); a.code != 415 {
+			t.Errorf("a message where none is taken: got %d", a.code)
+		}
 	}
 }
 
@@ -920,6 +922,34 @@ func TestTimeoutsOfTheServer(t *testing.T) {
 		resp.Body.Close()
 		if resp.StatusCode != 200 {
 			t.Errorf("got %d %q", resp.StatusCode, body)
+		}
+	}
+}
+
+// deadlines notes the last read deadline.
+type deadlines struct {
+	*httptest.ResponseRecorder
+	set  int
+	read time.Time
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error { d.set, d.read = d.set+1, t; return nil }
+
+// A deadline left behind would call off what takes longer: that of admit, and huma's own.
+func TestNoDeadlineIsLeft(t *testing.T) {
+	h, err := New(Options{Messages: &fake{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, body := range []string{"", "{}"} {
+		r := httptest.NewRequest("POST", messagesPath+"/0123456789abcdefghjk/hold", strings.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+		if p := h.(*api).admit(w, r); p != nil || w.set < 2 || !w.read.IsZero() {
+			t.Errorf("%q: admit: %v, %d deadlines, the last %v", body, p, w.set, w.read)
+		}
+		if h.ServeHTTP(w, r); w.Code != 204 || !w.read.IsZero() {
+			t.Errorf("%q: got %d, the last deadline is %v", body, w.Code, w.read)
 		}
 	}
 }

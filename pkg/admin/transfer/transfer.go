@@ -99,7 +99,7 @@ func (u *Upload) Read(p []byte) (int, error) {
 	n, err := u.body.Read(p)
 	switch {
 	case errors.Is(err, io.EOF):
-		_ = u.control.SetReadDeadline(time.Time{}) // one that passed while the message is stored would end the request's context
+		_ = u.control.SetReadDeadline(time.Time{}) // net/http takes one that passes now for a client that hung up
 	case err != nil:
 		u.err = err
 	}

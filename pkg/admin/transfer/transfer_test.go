@@ -176,6 +176,11 @@ func TestUploadEndsInTheEnd(t *testing.T) {
 	if _, err := u.Read(make([]byte, 1)); err != nil || !w.read.Equal(u.until) {
 		t.Errorf("got %v, deadline %v, want %v", err, w.read, u.until)
 	}
+	for range 2 { // whoever asks again behind the end leaves no deadline either
+		if rest, err := io.ReadAll(u); len(rest) > 1 || err != nil || !w.read.IsZero() {
+			t.Errorf("got %q, %v, deadline %v behind the end", rest, err, w.read)
+		}
+	}
 }
 
 type deadlines struct {
