@@ -89,6 +89,10 @@ type Options struct {
 	Reporter  Reporter            // nil: nobody is told
 	Record    func(envelope.Step) // told of each step of a message; must not block; nil: nobody is
 
+	// Rewrite changes a message on its way out. It returns the envelope with the size of the result, and the result. Its error
+	// is that of reading the stored message. nil: all leaves as it is stored.
+	Rewrite func(route *envelope.Route, env *envelope.Envelope, open func() io.Reader) (*envelope.Envelope, io.Reader, error)
+
 	Workers      int             // attempts at once, over all mailboxes; 0: 256
 	Retry        []time.Duration // see fate.Rules; empty: 1m, 5m, 15m, 30m, 1h, 2h, 4h
 	Lifetime     time.Duration   // of a message; the attempt that ends it is that of fate.Rules; 0: 5 days

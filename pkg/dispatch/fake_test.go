@@ -348,6 +348,7 @@ type try struct {
 	login      envelope.Address
 	tenant     string
 	from       envelope.Address // Route.From
+	size       int64
 	open       []int
 	to         []envelope.Address
 	begun, end time.Time
@@ -366,7 +367,7 @@ type fakeExchange struct {
 }
 
 func (x *fakeExchange) Deliver(ctx context.Context, route *envelope.Route, env *envelope.Envelope, open []int, body io.Reader) status.Outcome {
-	t := &try{id: env.ID, sender: env.Sender, login: route.Login, tenant: route.Tenant, from: route.From, open: open, begun: time.Now()}
+	t := &try{id: env.ID, sender: env.Sender, login: route.Login, tenant: route.Tenant, from: route.From, size: env.Size, open: open, begun: time.Now()}
 	for _, i := range open {
 		t.to = append(t.to, env.Recipients[i].Address)
 	}

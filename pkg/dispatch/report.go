@@ -21,21 +21,25 @@ const reportRetry = time.Minute
 // recording tells the same once more, under the same id, and never tries the failed recipients again.
 func (d *Dispatcher) conclude(ctx context.Context, a *attempt, claim *envelope.Claim, v *fate.Verdict) {
 	env, p := claim.Envelope, v.Progress
-	if len(v.Failed) > 0 && d.opts.Reporter != nil && p.State != envelope.Held {
-		if env.ReversePath == "" { // nobody there: the reporter may know others who want to hear of it
+	switch {
+	case d.opts.Reporter == nil || p.State == envelope.Held:
+	case env.ReversePath == "": // nobody there: the reporter may know others who want to hear of it
+		if len(v.Failed) > 0 {
 			d.bounce(ctx, claim, &p, v.Failed)
-		} else {
-			for _, i := range v.Failed {
-				p.Results[i].Owed = true
-			}
-			note := p
-			note.State, note.Due = envelope.Deferred, v.Progress.Changed
-			if d.note(ctx, env, note) {
-				d.owe(ctx, claim, &p, v.Failed)
-			} else {
-				postpone(&p)
-			}
 		}
+	case len(v.Failed) > 0:
+		for _, i := range v.Failed {
+			p.Results[i].Owed = true
+		}
+		note := p
+		note.State, note.Due = envelope.Deferred, p.Changed
+		if !d.note(ctx, env, note) {
+			postpone(&p)
+			break
+		}
+		d.owe(ctx, claim, &p)
+	default:
+		d.owe(ctx, claim, &p)
 	}
 	d.warn(ctx, a, claim, &p)
 	d.settle(ctx, env, p)
@@ -54,7 +58,11 @@ func (d *Dispatcher) note(ctx context.Context, env *envelope.Envelope, p envelop
 
 // owe has the message's sender told of the failures owed, and strikes them out of p. Where that does not work they stay,
 // and the message is due in a minute.
-func (d *Dispatcher) owe(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, owed []int) {
+func (d *Dispatcher) owe(ctx context.Context, claim *envelope.Claim, p *envelope.Progress) {
+	owed := fate.Owed(p)
+	if len(owed) == 0 {
+		return
+	}
 	if d.opts.Reporter != nil && !d.bounce(ctx, claim, p, owed) {
 		postpone(p)
 		return

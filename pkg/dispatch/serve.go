@@ -27,7 +27,7 @@ type course uint8
 const (
 	giveBack course = iota // nothing may be tried now
 	rest                   // all that is due waits for a hold to end
-	report                 // its sender is to be told of failures first
+	report                 // its sender is to be told of failures, and no more
 	attend                 // an attempt
 )
 
@@ -51,13 +51,15 @@ func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
 	}
 	switch {
 	case claim.Envelope == nil:
-	case todo == report:
+	case todo == report, tried && v.Release && len(fate.Owed(&claim.Progress)) > 0:
 		p := claim.Progress
 		fate.Sum(&p)
-		d.owe(ctx, &claim, &p, fate.Owed(&p))
+		d.owe(ctx, &claim, &p)
 		d.settle(ctx, claim.Envelope, p)
-	case todo == rest, tried && v.Release && v.Waits():
+	case todo == rest:
 		d.opts.Source.Rest(claim.Envelope, a.until)
+	case tried && v.Release && v.Waits(): // some or all for a hold; those refused for its sake go without the others now
+		d.opts.Source.Rest(claim.Envelope, v.Progress.Due)
 	case todo == attend && !tried:
 		d.opts.Source.Rest(claim.Envelope, time.Now().Add(bodyRetry))
 	case !tried || v.Release:
@@ -95,10 +97,10 @@ func (d *Dispatcher) admit(a *attempt, claim *envelope.Claim, err error) course 
 	if env == nil || d.stopped {
 		return giveBack
 	}
-	if len(fate.Owed(p)) > 0 {
+	due := a.rules.Due(env, p, now)
+	if len(due) == 0 {
 		return report
 	}
-	due := a.rules.Due(env, p, now)
 	due, a.held, a.until = d.outside(a, env, due, now)
 	if len(due) == 0 {
 		return rest
@@ -264,12 +266,26 @@ func (d *Dispatcher) deliver(ctx context.Context, a *attempt, claim *envelope.Cl
 			out.Errs[i] = e
 		}
 	}()
-	b := &body{Reader: claim.Body(ctx), mark: claim.Mark}
-	out = d.opts.Deliverer.Deliver(ctx, &a.route, claim.Envelope, a.todo, b)
+	env, b := claim.Envelope, &body{mark: claim.Mark}
+	if d.opts.Rewrite == nil {
+		b.Reader = claim.Body(ctx)
+	} else if env, b.Reader, broken = d.opts.Rewrite(&a.route, env, func() io.Reader { return claim.Body(ctx) }); broken != nil {
+		return unread(broken, len(a.todo)), broken
+	}
+	out = d.opts.Deliverer.Deliver(ctx, &a.route, env, a.todo, b)
 	if len(out.Errs) != len(a.todo) {
 		panic(fmt.Sprintf("deliverer: %d results for %d recipients", len(out.Errs), len(a.todo)))
 	}
 	return out, b.err
+}
+
+// unread is the outcome for n recipients of a message that could not be read before anything was sent.
+func unread(err error, n int) status.Outcome {
+	out := status.Outcome{Errs: make([]*status.Error, n)}
+	for i := range out.Errs {
+		out.Errs[i] = &status.Error{Code: 451, Enhanced: status.Enhanced{4, 3, 0}, Text: "the stored message cannot be read", Err: err}
+	}
+	return out
 }
 
 // logVerdict writes the one line an attempt has in the log.

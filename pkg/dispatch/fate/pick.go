@@ -85,8 +85,8 @@ func Attempt(env *envelope.Envelope, p *envelope.Progress, recipients []int) int
 	return highest + 1
 }
 
-// Due returns the recipients an attempt at now is for. Where the message is due and none of them is, somebody asked for
-// it, and all open ones are.
+// Due returns the recipients an attempt at now is for. Where the message is due and none of them is, its sender is owed
+// word of a failure; else somebody asked for an attempt, and all open ones are due.
 func (r *Rules) Due(env *envelope.Envelope, p *envelope.Progress, now time.Time) []int {
 	open, had := p.Open(env), counts(env, p)
 	due := make([]int, 0, len(open))
@@ -95,7 +95,7 @@ func (r *Rules) Due(env *envelope.Envelope, p *envelope.Progress, now time.Time)
 			due = append(due, i)
 		}
 	}
-	if len(due) == 0 {
+	if len(due) == 0 && len(Owed(p)) == 0 {
 		return open
 	}
 	return due

@@ -88,6 +88,7 @@ func TestDue(t *testing.T) {
 		{"settled ones never", []envelope.Result{{State: envelope.Sent}, {State: envelope.Failed}, in(0, 1)}, []int{2}},
 		{"no time of its own: the message's", []envelope.Result{{State: envelope.Queued}, {State: envelope.Deferred, Attempts: 1}, in(time.Hour, 1)}, []int{0, 1}},
 		{"asked for by an operator: none is due, so all are", []envelope.Result{in(time.Hour, 1), {State: envelope.Sent, Attempts: 1}, in(2*time.Hour, 2)}, []int{0, 2}},
+		{"word of a failure is owed, and nobody is due", []envelope.Result{in(time.Hour, 1), {State: envelope.Failed, Owed: true}, in(time.Hour, 1)}, nil},
 		{"fewer results than recipients", []envelope.Result{{State: envelope.Sent, Attempts: 1}}, []int{1, 2}},
 	} {
 		p := envelope.Progress{Results: tt.results}
