@@ -21,6 +21,7 @@ type Load struct {
 	Size     func(i int) int // octets of the i-th body, roughly
 	Sender   func(i int) string
 	Rcpt     string
+	Rcpts    func(i int) []string // instead of Rcpt
 
 	mu       sync.Mutex // guards what follows
 	accepted map[string]bool
@@ -114,14 +115,20 @@ func (l *Load) send(ctx context.Context, c **textproto.Conn, i int, id string) e
 	if err := l.command(*c, 250, "MAIL FROM:<%s>", sender); err != nil {
 		return err
 	}
-	if err := l.command(*c, 250, "RCPT TO:<%s>", l.Rcpt); err != nil {
-		return err
+	rcpts := []string{l.Rcpt}
+	if l.Rcpts != nil {
+		rcpts = l.Rcpts(i)
+	}
+	for _, r := range rcpts {
+		if err := l.command(*c, 250, "RCPT TO:<%s>", r); err != nil {
+			return err
+		}
 	}
 	if err := l.command(*c, 354, "DATA"); err != nil {
 		return err
 	}
 	fmt.Fprintf((*c).W, "From: %s\r\nTo: %s\r\nSubject: load\r\nDate: %s\r\nMessage-ID: %s\r\n\r\n%s.\r\n",
-		sender, l.Rcpt, time.Now().Format(time.RFC1123Z), id, Body(i, l.Size(i)))
+		sender, rcpts[0], time.Now().Format(time.RFC1123Z), id, Body(i, l.Size(i)))
 	if err := (*c).W.Flush(); err != nil {
 		return err
 	}

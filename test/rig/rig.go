@@ -457,3 +457,11 @@ func (r *Relay) Metric(ctx context.Context, name string, see func(labels string,
 	}
 	return lines.Err()
 }
+
+// ReplaceFile writes a file as an editor does: a new one in the place of the old.
+func ReplaceFile(path, text string) error {
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
