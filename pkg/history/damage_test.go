@@ -29,6 +29,7 @@ type fullDisk struct {
 	*Log
 	create     func(string) (file, error)
 	left       atomic.Int64
+	writes     atomic.Int64
 	noTruncate bool
 }
 
@@ -45,6 +46,7 @@ func (d *fullDisk) open(path string) (file, error) {
 }
 
 func (f *fullFile) Write(b []byte) (int, error) {
+	f.disk.writes.Add(1)
 	n := min(len(b), int(f.disk.left.Load()))
 	f.disk.left.Add(-int64(n))
 	if got, err := f.file.Write(b[:n]); err != nil || n == len(b) {
@@ -113,6 +115,34 @@ func TestDiskFull(t *testing.T) {
 			})
 		})
 	}
+}
+
+// However much comes in, a disk that takes nothing is tried only so often.
+func TestFullDiskIsTriedSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := openLog(t, t.TempDir())
+		disk := &fullDisk{Log: l, create: l.create}
+		l.create = disk.open
+		ctx, cancel := context.WithCancel(t.Context())
+		var run sync.WaitGroup
+		run.Go(func() { l.Run(ctx) })
+		for range 10 {
+			for range 2 * batchSteps {
+				l.Record(attempt(envelope.NewID(noon), noon, envelope.Sent, "250 ok"))
+			}
+			synctest.Wait()
+		}
+		if n := disk.writes.Load(); n != 1 {
+			t.Errorf("%d attempts to write in no time, want 1", n)
+		}
+		<-time.After(10*retryDelay + time.Second)
+		if n := disk.writes.Load(); n != 11 {
+			t.Errorf("%d attempts to write in 10 times the delay, want 11", n)
+		}
+		cancel()
+		run.Wait()
+		closeLog(t, l)
+	})
 }
 
 // A disk that stays full costs steps, never memory.
@@ -234,6 +264,23 @@ func TestRotUnderTheIndex(t *testing.T) {
 	}
 	if n := testutil.ToFloat64(l.metrics.damaged); n != 1 {
 		t.Errorf("%v places damaged, want 1", n)
+	}
+	closeLog(t, l)
+}
+
+// A file put in another's place has other messages where the index knows its own.
+func TestOtherFileUnderTheIndex(t *testing.T) {
+	content, _ := segmentOf(t, 1)
+	dir := t.TempDir()
+	l := openLog(t, dir)
+	mine := accepted(noon, "erp@contoso.com")
+	l.Record(mine)
+	search(t, l, envelope.Query{})
+	if err := os.WriteFile(filepath.Join(dir, segmentName(1)), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := steps(t, l, mine.ID); len(got) != 0 {
+		t.Errorf("steps of a stranger: %v", got)
 	}
 	closeLog(t, l)
 }
