@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -68,8 +69,8 @@ func TestQuotaTripsAtTen(t *testing.T) {
 				t.Fatalf("%s: %v after %d attempts", m.env.ID, m.progress.State, m.progress.Attempts)
 			}
 		}
-		if len(report.bounced) != 0 {
-			t.Errorf("%d bounces", len(report.bounced))
+		if len(report.bounces()) != 0 {
+			t.Errorf("%d bounces", len(report.bounces()))
 		}
 		if got := report.words(); len(got) < 1 || len(got) > 2 || !strings.Contains(got[0], "held") {
 			t.Errorf("told %q, want the hold and its end, once", got)
@@ -99,10 +100,11 @@ func TestSecretExpires(t *testing.T) {
 		r := newRig(t, func(o *Options) {
 			o.Reporter, o.Lifetime, o.Retry = report, 24*time.Hour, []time.Duration{time.Minute, time.Hour}
 		})
-		expired := true
+		var expired atomic.Bool
+		expired.Store(true)
 		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
 			advance(time.Second)
-			if expired {
+			if expired.Load() {
 				e := reply(status.StageToken, 535, status.ParkTenant, "AADSTS7000222 secret expired")
 				e.Cause, e.Advice = "the client secret has expired", "make a new one"
 				return each(try, e)
@@ -132,7 +134,7 @@ func TestSecretExpires(t *testing.T) {
 		if n := len(r.exchange.all()); n > 400 {
 			t.Errorf("%d probes in three days", n)
 		}
-		expired = false
+		expired.Store(false)
 		after(2 * time.Hour)
 		for _, m := range r.queue.order {
 			if m.progress.State != envelope.Sent || m.progress.Attempts != 1 {
@@ -142,8 +144,8 @@ func TestSecretExpires(t *testing.T) {
 		if got := report.words(); len(got) != 2 || got[1] != "contoso resumed" {
 			t.Errorf("told %q, want one end", got)
 		}
-		if len(report.bounced) != 0 {
-			t.Errorf("%d bounces", len(report.bounced))
+		if len(report.bounces()) != 0 {
+			t.Errorf("%d bounces", len(report.bounces()))
 		}
 	})
 }

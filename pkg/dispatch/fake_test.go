@@ -491,6 +491,26 @@ func (r *fakeReporter) Park(p status.Park) {
 	r.parks = append(r.parks, p)
 }
 
+// bounces returns whose failures were told of, delays whose delays.
+func (r *fakeReporter) bounces() []told {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.bounced)
+}
+
+func (r *fakeReporter) delays() []told {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.delayed)
+}
+
+// fail makes telling fail with err.
+func (r *fakeReporter) fail(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.broken = err
+}
+
 // words returns what was told of parks, in short.
 func (r *fakeReporter) words() (words []string) {
 	r.mu.Lock()
@@ -555,6 +575,19 @@ func (f *fakeMemory) fail(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.broken = err
+}
+
+// written returns how often the key's record was.
+func (f *fakeMemory) written(key string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.writes[key]
+}
+
+func (f *fakeMemory) len() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.records)
 }
 
 // copy is what a kill -9 leaves.

@@ -3,6 +3,7 @@ package dispatch
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,11 +22,11 @@ func TestFallback(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				report := &fakeReporter{}
 				r := newRig(t, withReporter(report))
-				cured := false
+				var cured atomic.Bool
 				began := time.Now()
 				r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
 					advance(500 * time.Millisecond)
-					if try.login == hot && !cured {
+					if try.login == hot && !cured.Load() {
 						return each(try, reply(status.StageAuth, 535, action, "no"))
 					}
 					return accept(try)
@@ -62,7 +63,7 @@ func TestFallback(t *testing.T) {
 				if got := r.queue.parks(hot); len(got) > 0 && got[len(got)-1] != "" {
 					t.Errorf("the source was told %q, though its mail flows", got)
 				}
-				cured = true
+				cured.Store(true)
 				after(20 * time.Minute)
 				before := len(r.exchange.of(hot))
 				last := r.exchange.of(hot)[before-1]
@@ -151,9 +152,10 @@ func TestFallbackIsNotFollowed(t *testing.T) {
 func TestFallbackComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)
-		refused := []envelope.Address{hot, spare}
+		var refused atomic.Pointer[[]envelope.Address]
+		refused.Store(&[]envelope.Address{hot, spare})
 		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
-			if slices.Contains(refused, try.login) {
+			if slices.Contains(*refused.Load(), try.login) {
 				return each(try, reply(status.StageAuth, 535, status.ParkSender, "no"))
 			}
 			return accept(try)
@@ -169,7 +171,7 @@ func TestFallbackComesBack(t *testing.T) {
 		if got := r.settled(); got != 0 {
 			t.Fatalf("%d sent while both are parked", got)
 		}
-		refused = refused[:1]
+		refused.Store(&[]envelope.Address{hot})
 		after(20 * time.Minute)
 		if got := r.settled(); got != 6 || r.queue.state(own) != envelope.Sent {
 			t.Errorf("%d of 6 sent", got)
@@ -180,7 +182,7 @@ func TestFallbackComesBack(t *testing.T) {
 		if n := len(r.exchange.of(hot)); n > 30 {
 			t.Errorf("%d attempts", n)
 		}
-		refused = nil
+		refused.Store(new([]envelope.Address))
 		r.queue.put(hot, 1, 0)
 		after(time.Hour)
 		late := r.queue.put(hot, 1, 0)

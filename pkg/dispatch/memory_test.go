@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -67,7 +68,7 @@ func TestMemoryIsNotOnTheHotPath(t *testing.T) {
 		}
 		r.run()
 		after(10 * time.Minute)
-		if got := memory.writes["dispatch.mailbox.contoso/hot@contoso.com"]; r.settled() != 1000 || got < 9 || got > 11 {
+		if got := memory.written("dispatch.mailbox.contoso/hot@contoso.com"); r.settled() != 1000 || got < 9 || got > 11 {
 			t.Errorf("%d writes for %d messages, want one for each hundred", got, r.settled())
 		}
 		r.stop()
@@ -110,7 +111,7 @@ func TestMemoryFails(t *testing.T) {
 		after(2 * time.Minute)
 		r.queue.put(hot, 1, 0)
 		after(time.Minute)
-		if got := memory.writes["dispatch.mailbox.contoso/hot@contoso.com"]; got != 1 {
+		if got := memory.written("dispatch.mailbox.contoso/hot@contoso.com"); got != 1 {
 			t.Errorf("%d writes after it works again, want 1", got)
 		}
 	})
@@ -154,12 +155,12 @@ func TestRestartWhileParked(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				memory, report := newFakeMemory(), &fakeReporter{}
-				cured := false
+				var cured atomic.Bool
 				life := func() *rig {
 					r := newRig(t, func(o *Options) { o.Memory, o.Reporter = memory, report })
 					r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
 						advance(time.Second)
-						if !cured {
+						if !cured.Load() {
 							return each(try, e)
 						}
 						return accept(try)
@@ -197,7 +198,7 @@ func TestRestartWhileParked(t *testing.T) {
 				if got := report.words(); !slices.Equal(got, words) {
 					t.Errorf("told %q after the restart", got)
 				}
-				cured = true
+				cured.Store(true)
 				after(2 * time.Hour)
 				if got := report.words(); second.settled() != 3 || len(got) != 2 || !strings.HasSuffix(got[1], "resumed") {
 					t.Errorf("%d of 3 sent, told %q", second.settled(), got)
@@ -230,17 +231,17 @@ func TestSendersWithoutEnd(t *testing.T) {
 			defer r.d.mu.Unlock()
 			return len(r.d.lanes), len(r.d.mailboxes)
 		}
-		if lanes, mailboxes := size(); lanes != 0 || mailboxes != 500 || len(memory.records) != 500 {
-			t.Errorf("%d lanes, %d mailboxes and %d records are kept, want the counts of a day only", lanes, mailboxes, len(memory.records))
+		if lanes, mailboxes := size(); lanes != 0 || mailboxes != 500 || memory.len() != 500 {
+			t.Errorf("%d lanes, %d mailboxes and %d records are kept, want the counts of a day only", lanes, mailboxes, memory.len())
 		}
 		after(25 * time.Hour)
-		if lanes, mailboxes := size(); lanes != 0 || mailboxes != 0 || len(memory.records) != 0 {
-			t.Errorf("a day later %d lanes, %d mailboxes and %d records are kept", lanes, mailboxes, len(memory.records))
+		if lanes, mailboxes := size(); lanes != 0 || mailboxes != 0 || memory.len() != 0 {
+			t.Errorf("a day later %d lanes, %d mailboxes and %d records are kept", lanes, mailboxes, memory.len())
 		}
 		r.queue.put("device7@contoso.com", 1, 0) // and come back
 		after(time.Second)
-		if got := r.settled(); got != 501 || len(memory.records) != 1 {
-			t.Errorf("%d sent, %d records", got, len(memory.records))
+		if got := r.settled(); got != 501 || memory.len() != 1 {
+			t.Errorf("%d sent, %d records", got, memory.len())
 		}
 	})
 }
@@ -257,8 +258,8 @@ func TestOldRecordsAreForgotten(t *testing.T) {
 		after(11 * time.Minute)
 		r.d.mu.Lock()
 		defer r.d.mu.Unlock()
-		if len(r.d.mailboxes) != 0 || len(memory.records) != 0 || r.settled() != 1 {
-			t.Errorf("%d mailboxes, %d records, %d sent", len(r.d.mailboxes), len(memory.records), r.settled())
+		if len(r.d.mailboxes) != 0 || memory.len() != 0 || r.settled() != 1 {
+			t.Errorf("%d mailboxes, %d records, %d sent", len(r.d.mailboxes), memory.len(), r.settled())
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -48,8 +49,8 @@ func TestBounce(t *testing.T) {
 		}
 		r.run()
 		after(time.Minute)
-		if len(report.bounced) != 1 || !slices.Equal(report.bounced[0].who, []int{1}) || len(m.noted) != 1 {
-			t.Errorf("told %v, noted %d times", report.bounced, len(m.noted))
+		if len(report.bounces()) != 1 || !slices.Equal(report.bounces()[0].who, []int{1}) || len(m.noted) != 1 {
+			t.Errorf("told %v, noted %d times", report.bounces(), len(m.noted))
 		}
 		if p := r.queue.progress(m); p.State != envelope.Failed || p.Results[1].Owed || len(m.history) != 1 {
 			t.Errorf("in the end %+v", p)
@@ -83,16 +84,14 @@ func TestBounceIsOwed(t *testing.T) {
 		if n := len(m.history); n < 9 || n > 13 {
 			t.Errorf("asked %d times in ten minutes", n)
 		}
-		report.mu.Lock()
-		report.broken = nil
-		report.mu.Unlock()
+		report.fail(nil)
 		after(2 * time.Minute)
-		if p := r.queue.progress(m); len(report.bounced) != 1 || p.Results[1].Owed {
-			t.Errorf("told %v, %+v", report.bounced, p)
+		if p := r.queue.progress(m); len(report.bounces()) != 1 || p.Results[1].Owed {
+			t.Errorf("told %v, %+v", report.bounces(), p)
 		}
 		after(time.Hour)
-		if p := r.queue.progress(m); p.State != envelope.Failed || p.Results[2].State != envelope.Sent || len(report.bounced) != 1 {
-			t.Errorf("in the end told %v, %+v", report.bounced, p)
+		if p := r.queue.progress(m); p.State != envelope.Failed || p.Results[2].State != envelope.Sent || len(report.bounces()) != 1 {
+			t.Errorf("in the end told %v, %+v", report.bounces(), p)
 		}
 	})
 }
@@ -109,8 +108,8 @@ func TestBounceAfterACrash(t *testing.T) {
 		}}
 		r.run()
 		after(time.Minute)
-		if len(report.bounced) != 1 || len(r.exchange.all()) != 0 {
-			t.Errorf("told %v, %d attempts", report.bounced, len(r.exchange.all()))
+		if len(report.bounces()) != 1 || len(r.exchange.all()) != 0 {
+			t.Errorf("told %v, %d attempts", report.bounces(), len(r.exchange.all()))
 		}
 		if p := r.queue.progress(m); p.State != envelope.Failed || p.Results[1].Owed || p.Results[1].Reply != "550 no" {
 			t.Errorf("in the end %+v", p)
@@ -158,8 +157,8 @@ func TestBounceOddities(t *testing.T) {
 				}
 				r.run()
 				after(time.Second)
-				if p := r.queue.progress(m); p.State != tt.state || len(m.noted) != tt.noted || len(report.bounced) != tt.bounced || p.Results[0].Owed != (tt.state == envelope.Deferred) {
-					t.Errorf("%v, noted %d, told %d, owed %v", p.State, len(m.noted), len(report.bounced), p.Results[0].Owed)
+				if p := r.queue.progress(m); p.State != tt.state || len(m.noted) != tt.noted || len(report.bounces()) != tt.bounced || p.Results[0].Owed != (tt.state == envelope.Deferred) {
+					t.Errorf("%v, noted %d, told %d, owed %v", p.State, len(m.noted), len(report.bounces()), p.Results[0].Owed)
 				}
 				if tt.cure != nil {
 					r.queue.mu.Lock()
@@ -169,8 +168,8 @@ func TestBounceOddities(t *testing.T) {
 					r.queue.mu.Unlock()
 				}
 				after(3 * time.Minute)
-				if got := r.queue.state(m); got != envelope.Failed || len(report.bounced) != tt.later || len(r.exchange.all()) != 1 {
-					t.Errorf("in the end %v, told %d times, %d attempts", got, len(report.bounced), len(r.exchange.all()))
+				if got := r.queue.state(m); got != envelope.Failed || len(report.bounces()) != tt.later || len(r.exchange.all()) != 1 {
+					t.Errorf("in the end %v, told %d times, %d attempts", got, len(report.bounces()), len(r.exchange.all()))
 				}
 			})
 		})
@@ -195,22 +194,22 @@ func TestDelayAndExpiry(t *testing.T) {
 		began := time.Now()
 		r.run()
 		after(3 * time.Hour)
-		if len(report.delayed) != 0 {
-			t.Errorf("told of a delay after three hours: %v", report.delayed)
+		if len(report.delays()) != 0 {
+			t.Errorf("told of a delay after three hours: %v", report.delays())
 		}
 		after(6 * 24 * time.Hour)
-		if len(report.delayed) != 1 || report.delayed[0].id != m.env.ID || !slices.Equal(report.delayed[0].who, []int{1, 2}) || report.delayed[0].until.Sub(began) != 5*24*time.Hour {
-			t.Errorf("told of delays %v", report.delayed)
+		if len(report.delays()) != 1 || report.delays()[0].id != m.env.ID || !slices.Equal(report.delays()[0].who, []int{1, 2}) || report.delays()[0].until.Sub(began) != 5*24*time.Hour {
+			t.Errorf("told of delays %v", report.delays())
 		}
 		if p := r.queue.progress(m); p.State != envelope.Failed || !p.Warned {
 			t.Errorf("in the end %v, warned %v", p.State, p.Warned)
 		}
 		var who []envelope.ID
-		for _, b := range report.bounced {
+		for _, b := range report.bounces() {
 			who = append(who, b.id)
 		}
-		if !slices.Contains(who, m.env.ID) || len(report.bounced) != 2 || !slices.Equal(report.bounced[0].who, []int{1, 2}) {
-			t.Errorf("told of failures %v", report.bounced)
+		if !slices.Contains(who, m.env.ID) || len(report.bounces()) != 2 || !slices.Equal(report.bounces()[0].who, []int{1, 2}) {
+			t.Errorf("told of failures %v", report.bounces())
 		}
 	})
 }
@@ -224,13 +223,13 @@ func TestDelayWarningCanChange(t *testing.T) {
 		m := r.queue.put(hot, 1, 0)
 		r.run()
 		after(24 * time.Hour)
-		if len(report.delayed) != 0 {
+		if len(report.delays()) != 0 {
 			t.Error("told of a delay though nobody asked for it")
 		}
 		r.d.WarnAfter(time.Hour)
 		after(24 * time.Hour)
-		if len(report.delayed) != 1 || !r.queue.progress(m).Warned {
-			t.Errorf("told %d times; one that could not be told is not told again", len(report.delayed))
+		if len(report.delays()) != 1 || !r.queue.progress(m).Warned {
+			t.Errorf("told %d times; one that could not be told is not told again", len(report.delays()))
 		}
 	})
 }
@@ -319,7 +318,8 @@ func TestMark(t *testing.T) {
 // A body the queue cannot give at present costs no attempt, and the sender's other mail has its turn.
 func TestUnreadableBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, func(o *Options) { o.Record = func(s envelope.Step) { t.Errorf("a step: %+v", s) } })
+		var steps atomic.Int32
+		r := newRig(t, func(o *Options) { o.Record = func(envelope.Step) { steps.Add(1) } })
 		r.router.set(hot, envelope.Route{Tenant: "contoso", Connections: 1, RecipientsPerDay: 100})
 		for range 3 {
 			r.queue.put(hot, 2, 0)
@@ -343,7 +343,9 @@ func TestUnreadableBody(t *testing.T) {
 		r.queue.mu.Lock()
 		r.queue.unreadable = nil
 		r.queue.mu.Unlock()
-		r.d.opts.Record = nil
+		if got := steps.Load(); got != 0 {
+			t.Errorf("%d steps of attempts that came to nothing", got)
+		}
 		after(2 * time.Minute)
 		if got := r.settled(); got != 3 {
 			t.Errorf("%d of 3 sent", got)
@@ -354,10 +356,18 @@ func TestUnreadableBody(t *testing.T) {
 // A rewritten message goes out with the envelope that says how long it is; one that cannot be read for it rests.
 func TestRewrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex // guards both
 		var broken error
 		var routes []envelope.Route
+		breaks := func(err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			broken = err
+		}
 		r := newRig(t, func(o *Options) {
 			o.Rewrite = func(route *envelope.Route, env *envelope.Envelope, open func() io.Reader) (*envelope.Envelope, io.Reader, error) {
+				mu.Lock()
+				defer mu.Unlock()
 				routes = append(routes, *route)
 				if broken != nil {
 					return nil, nil, broken
@@ -368,14 +378,14 @@ func TestRewrite(t *testing.T) {
 			}
 		})
 		r.router.set(hot, envelope.Route{Tenant: "contoso", Connections: 1, From: "other@contoso.com"})
-		broken = errors.New("server is being reopened")
+		breaks(errors.New("server is being reopened"))
 		m := r.queue.put(hot, 1, 0)
 		r.run()
 		after(10 * time.Second)
 		if got := r.queue.progress(m); got.Attempts != 0 || len(m.rested) != 1 || len(r.exchange.all()) != 0 {
 			t.Errorf("unread: %d attempts, rested %v", got.Attempts, m.rested)
 		}
-		broken = nil
+		breaks(nil)
 		after(2 * time.Minute)
 		if r.queue.state(m) != envelope.Sent || m.marks != 1 || routes[0].From != "other@contoso.com" {
 			t.Errorf("%v, marked %d times, by %+v", r.queue.state(m), m.marks, routes)
@@ -383,7 +393,7 @@ func TestRewrite(t *testing.T) {
 		if tries := r.exchange.all(); len(tries) != 1 || tries[0].size != 99 {
 			t.Errorf("delivered %d times", len(tries))
 		}
-		broken = fmt.Errorf("chunk 3: %w", envelope.ErrCorrupt)
+		breaks(fmt.Errorf("chunk 3: %w", envelope.ErrCorrupt))
 		damaged := r.queue.put(hot, 1, 0)
 		after(time.Second)
 		if got := r.queue.progress(damaged); got.State != envelope.Held {

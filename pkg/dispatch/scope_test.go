@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -109,8 +110,8 @@ func TestEveryAction(t *testing.T) {
 				if parked != tt.parked {
 					t.Errorf("%d mailboxes are shown as parked, want %d", parked, tt.parked)
 				}
-				if want := map[bool]int{true: 1}[tt.state == envelope.Failed]; len(report.bounced) != want {
-					t.Errorf("%d bounces, want %d", len(report.bounced), want)
+				if want := map[bool]int{true: 1}[tt.state == envelope.Failed]; len(report.bounces()) != want {
+					t.Errorf("%d bounces, want %d", len(report.bounces()), want)
 				}
 			})
 		})
@@ -121,10 +122,9 @@ func TestEveryAction(t *testing.T) {
 func TestThreadLimitShrinks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)
-		var refused bool
+		var refused atomic.Bool
 		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
-			if !refused {
-				refused = true
+			if refused.CompareAndSwap(false, true) {
 				return each(try, reply(status.StageDot, 432, status.BackOffSender, "threads"))
 			}
 			advance(time.Second)
@@ -141,9 +141,11 @@ func TestThreadLimitShrinks(t *testing.T) {
 			r.exchange.most[hot] = 0
 			r.exchange.mu.Unlock()
 			after(4*time.Minute + 30*time.Second)
+			r.exchange.mu.Lock()
 			if got := r.exchange.most[hot]; got != want {
 				t.Errorf("%d at once, want %d", got, want)
 			}
+			r.exchange.mu.Unlock()
 			after(30 * time.Second)
 		}
 	})
@@ -154,9 +156,9 @@ func TestPatienceAtSignInEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		report := &fakeReporter{}
 		r := newRig(t, withReporter(report))
-		cured := false
+		var cured atomic.Bool
 		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
-			if cured {
+			if cured.Load() {
 				return accept(try)
 			}
 			return each(try, reply(status.StageAuth, 451, status.BackOffSender, "PRX4"))
@@ -186,7 +188,7 @@ func TestPatienceAtSignInEnds(t *testing.T) {
 		if spent != 0 {
 			t.Errorf("%d attempts were spent while parked", -spent)
 		}
-		cured = true
+		cured.Store(true)
 		after(5 * time.Hour)
 		if got := report.words(); r.settled() != 20 || len(got) != 2 || got[1] != "contoso/hot@contoso.com resumed" {
 			t.Errorf("%d of 20 sent, told %q", r.settled(), got)
@@ -225,9 +227,9 @@ func TestWhatOpensAGate(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				report := &fakeReporter{}
 				r := newRig(t, withReporter(report))
-				n := 0
+				var n atomic.Int32
 				r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
-					switch n++; n {
+					switch n.Add(1) {
 					case 1:
 						return each(try, tt.closed)
 					case 2:
@@ -240,7 +242,7 @@ func TestWhatOpensAGate(t *testing.T) {
 					r.queue.put(hot, 1, 0)
 				}
 				r.run()
-				for n < 2 {
+				for n.Load() < 2 {
 					after(time.Second)
 				}
 				synctest.Wait()
@@ -260,13 +262,15 @@ func TestHoldForRecipientsOutside(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				report := &fakeReporter{}
 				r := newRig(t, withReporter(report))
-				cured := false
+				var cured atomic.Bool
 				began := time.Now()
 				var refused []time.Duration
 				r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
 					advance(time.Second)
-					if !cured && slices.Contains(try.to, beyond) {
+					if !cured.Load() && slices.Contains(try.to, beyond) {
+						r.exchange.mu.Lock()
 						refused = append(refused, try.begun.Sub(began))
+						r.exchange.mu.Unlock()
 						return each(try, reply(status.StageDot, 550, action, "5.7.233"))
 					}
 					return accept(try)
@@ -315,7 +319,7 @@ func TestHoldForRecipientsOutside(t *testing.T) {
 						t.Errorf("%s: %d attempts", m.env.ID, p.Attempts)
 					}
 				}
-				cured = true
+				cured.Store(true)
 				after(3 * time.Hour)
 				if r.settled() != len(r.queue.order) {
 					t.Errorf("%d of %d sent", r.settled(), len(r.queue.order))
