@@ -57,12 +57,12 @@ type Options struct {
 	// Reopen returns fresh connections to a server that was closed and started again. Called from Run only.
 	Reopen func(ctx context.Context) ([]*nats.Conn, error)
 
-	Dir          string        // where the journal of what is being sent lives, and the file system watched for MinFreeBytes
-	MinFreeBytes int64         // refuse intake when less is free; 0: never
-	MaxBytes     int64         // refuse intake at 90% of this many octets of stored mail; 0: no limit but the disk's
-	MemoryBytes  int64         // octets of large bodies between client and disk, all messages together; 0: 64 MiB
-	KeepSent     time.Duration // not used
-	KeepFailed   time.Duration // failed mail; 0: 30 days
+	Dir          string // where the journal of what is being sent lives, and the file system watched for MinFreeBytes
+	MinFreeBytes int64  // refuse intake when less is free; 0: never
+	MaxBytes     int64  // refuse intake at 90% of this many octets of stored mail; 0: no limit but the disk's
+	MemoryBytes  int64  // octets of large bodies between client and disk, all messages together; 0: 64 MiB
+
+	KeepFailed time.Duration // failed mail; 0: 30 days
 
 	// Record is told of every acceptance and of what operators do. It must not block; it may be called at once from many
 	// goroutines. nil: nobody is told.
