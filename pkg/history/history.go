@@ -412,7 +412,8 @@ func (l *Log) read(s *segment, to int64) {
 	s.indexed, s.failed = to, err != nil
 	if err != nil || damaged > 0 {
 		l.metrics.damaged.Add(float64(max(damaged, 1)))
-		l.log.Warn("history: damaged segment", zap.String("file", filepath.Base(s.path)), zap.Int("places", damaged), zap.Error(err))
+		l.log.Warn("history: damaged segment",
+			zap.String("file", filepath.Base(s.path)), zap.Int("places", damaged), zap.Error(err))
 	}
 }
 

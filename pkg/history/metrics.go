@@ -11,7 +11,8 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "relayd_history_dropped_total", Help: "Steps of messages that were not kept: too many at once, or the disk was full.",
+			Name: "relayd_history_dropped_total",
+			Help: "Steps of messages that were not kept: too many at once, or the disk was full.",
 		}),
 		damaged: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "relayd_history_damaged_total", Help: "Places in the history that could not be read.",

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"pgregory.net/rapid"
 
@@ -70,6 +71,28 @@ func TestMessageIDKey(t *testing.T) {
 		if got := MessageIDKey(in); got != want {
 			t.Errorf("MessageIDKey(%.20q) = %q, want %q", in, got, want)
 		}
+	}
+}
+
+// The package comment promises about 100 octets for a message of three records and one recipient.
+func TestMemoryOfAMessage(t *testing.T) {
+	if n := unsafe.Sizeof(row{}); n != 48 {
+		t.Errorf("a row of %d octets, want 48", n)
+	}
+	x, p := New(), &Part{}
+	const n = 10_000
+	for range n {
+		s := accepted(noon, "erp@contoso.com", "someone@fabrikam.example")
+		apply(x, p, 0, s)
+		apply(x, p, 0, envelope.Step{ID: s.ID})
+		apply(x, p, 0, envelope.Step{ID: s.ID})
+	}
+	x.Sort()
+	p.Close()
+	counted := x.Bytes([]*Part{p})
+	held := int64(len(x.chunks)*chunkRows*48 + 4*cap(x.table) + 4*cap(x.order) + 8*cap(p.entries) + 8*cap(p.mentions))
+	if counted > 105*n || held > counted+counted/5 {
+		t.Errorf("%d octets a message by count, %d in truth; want at most 105, and about that", counted/n, held/n)
 	}
 }
 

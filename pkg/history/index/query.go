@@ -70,10 +70,11 @@ func (w *Walk) Done() bool { return w.done }
 // Fits judges a message by all that is known of it. Before is not looked at: that is a matter of order.
 func (w *Walk) Fits(s *envelope.Summary, recipients []envelope.Recipient) bool {
 	q := &w.query
+	wanted := func(r envelope.Recipient) bool { return w.recipient.fit(r.Address) }
 	return (q.ID == "" || s.ID == q.ID) &&
 		(q.MessageID == "" || MessageIDKey(s.MessageID) == q.MessageID) &&
 		(q.Sender == "" || w.sender.fit(s.Sender)) &&
-		(q.Recipient == "" || slices.ContainsFunc(recipients, func(r envelope.Recipient) bool { return w.recipient.fit(r.Address) })) &&
+		(q.Recipient == "" || slices.ContainsFunc(recipients, wanted)) &&
 		(q.State == "" || s.State == q.State) &&
 		(q.Since.IsZero() || !s.Received.Before(q.Since)) &&
 		(q.Until.IsZero() || s.Received.Before(q.Until))
