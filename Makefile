@@ -7,7 +7,7 @@ LDFLAGS    := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 BIN        := bin/relayd
 TEST_FLAGS ?= -race -timeout 9m
 
-.PHONY: help build demo test test-deps check fmt fmt-check vet lint shellcheck generate generate-check chaos bench fuzz hotsender clean
+.PHONY: help build demo test test-deps check fmt fmt-check vet lint shellcheck generate generate-check chaos faults bench fuzz hotsender clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -42,11 +42,14 @@ lint: ## golangci-lint, of the version in tools/go.mod
 shellcheck:
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run $$(git ls-files scripts); else echo "skipped: shellcheck is not installed"; fi
 
-generate: ## rewrite generated files (the configuration's JSON Schema)
-	$(GO) run ./cmd/relayd config schema > docs/relayd.schema.json
+generate: build ## rewrite generated files (the configuration's JSON Schema, the pages of replies)
+	$(BIN) config schema > docs/relayd.schema.json
+	$(BIN) config replies > docs/replies.md
+	$(BIN) config token-refusals > docs/token-refusals.md
 
-generate-check:
-	@$(GO) run ./cmd/relayd config schema | diff -u docs/relayd.schema.json - || { echo "generated files are stale: make generate"; exit 1; }
+generate-check: build
+	@{ $(BIN) config schema | diff -u docs/relayd.schema.json - && $(BIN) config replies | diff -u docs/replies.md - && \
+	  $(BIN) config token-refusals | diff -u docs/token-refusals.md -; } || { echo "generated files are stale: make generate"; exit 1; }
 
 bench: ## relayd and Postfix side by side (root, Debian package postfix)
 	$(GO) run ./test/bench $(BENCH_FLAGS)
@@ -59,6 +62,9 @@ chaos: ## kill -9 a relay under load every 2 s for 5 minutes and print the ledge
 
 hotsender: ## what a sender with 90% of all mail costs the others, side by side
 	$(GO) run ./test/hotsender $(HOTSENDER_FLAGS)
+
+faults: ## 20,000 messages of 200 senders through a far end with every fault, and the ledger
+	$(GO) run ./test/faults $(FAULTS_FLAGS)
 
 FUZZTIME ?= 60s
 fuzz: ## every fuzz target, FUZZTIME each

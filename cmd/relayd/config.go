@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,8 @@ import (
 
 	"relayd/configs"
 	"relayd/pkg/config"
+	"relayd/pkg/entra"
+	"relayd/pkg/exchange/catalogue"
 )
 
 func newConfigCommand() *cobra.Command {
@@ -20,8 +23,19 @@ func newConfigCommand() *cobra.Command {
 	}
 	cmd.AddCommand(newConfigCheckCommand(), newConfigPrintCommand("schema", "Print the JSON Schema of the configuration",
 		config.Schema), newConfigPrintCommand("example", "Print a configuration with every key and its default",
-		func() ([]byte, error) { return configs.Sample(), nil }))
+		func() ([]byte, error) { return configs.Sample(), nil }),
+		newConfigPrintCommand("replies", "Print what relayd knows of Exchange Online's replies, and does about them", page(catalogue.Markdown)),
+		newConfigPrintCommand("token-refusals", "Print what relayd knows of Entra ID's refusals, and does about them", page(entra.Markdown)))
 	return cmd
+}
+
+// page is what write writes.
+func page(write func(io.Writer) error) func() ([]byte, error) {
+	return func() ([]byte, error) {
+		var b bytes.Buffer
+		err := write(&b)
+		return b.Bytes(), err
+	}
 }
 
 func newConfigCheckCommand() *cobra.Command {
@@ -45,12 +59,15 @@ func newConfigCheckCommand() *cobra.Command {
 
 // checkConfig writes warnings to stderr and, where there is no error, one line to stdout.
 func checkConfig(file string, stdout, stderr io.Writer) error {
-	_, warnings, err := config.Load(file)
+	cfg, warnings, err := config.Load(file)
 	for _, w := range warnings {
 		fmt.Fprintln(stderr, "warning: "+w.String())
 	}
 	if e, ok := errors.AsType[*config.Error](err); ok {
 		return fmt.Errorf("%s has %s:\n%w", file, count(len(e.Problems), "error"), err)
+	}
+	if err == nil {
+		_, err = wiringOf(cfg) // knows the rows that replies may change
 	}
 	if err != nil {
 		return err

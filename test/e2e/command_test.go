@@ -66,7 +66,8 @@ func TestEveryCommand(t *testing.T) {
 	for _, args := range all {
 		names = append(names, strings.Join(args, " "))
 	}
-	for _, want := range []string{"", "serve", "demo", "sandbox", "config", "config check", "config schema", "config example", "password", "version",
+	for _, want := range []string{"", "serve", "demo", "sandbox", "config", "config check", "config schema", "config example", "config replies", "config token-refusals", "doctor", "send", "queue list", "queue show", "queue retry",
+		"queue hold", "queue release", "queue drop", "queue export", "password", "version",
 		"completion", "completion bash"} {
 		if !slices.Contains(names, want) {
 			t.Errorf("relayd --help does not lead to %q", want)
