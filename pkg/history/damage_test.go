@@ -364,6 +364,27 @@ func TestFilesDeletedUnderneath(t *testing.T) {
 	closeLog(t, l)
 }
 
+// Many ask at once for what is not read yet: one reads, and only once.
+func TestManyReadyAtOnce(t *testing.T) {
+	for range 200 {
+		l := openLog(t, t.TempDir())
+		l.Record(accepted(noon, "erp@contoso.com"))
+		var users sync.WaitGroup
+		for range 8 {
+			users.Go(func() {
+				if found, err := l.Search(t.Context(), envelope.Query{}); len(found) != 1 || err != nil {
+					t.Errorf("found %d, %v", len(found), err)
+				}
+			})
+		}
+		users.Wait()
+		if err := l.load(t.Context()); err != nil { // as one who was held up between looking and reading
+			t.Error(err)
+		}
+		closeLog(t, l)
+	}
+}
+
 // Steps come in while older segments are being read.
 func TestRecordWhileLoading(t *testing.T) {
 	dir := t.TempDir()

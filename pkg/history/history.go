@@ -347,11 +347,6 @@ func (l *Log) ready(ctx context.Context) error {
 	select {
 	case <-l.loaded:
 		return nil
-	default:
-	}
-	select {
-	case <-l.loaded:
-		return nil
 	case l.loading <- struct{}{}:
 		defer func() { <-l.loading }()
 		return l.load(ctx)
@@ -365,7 +360,7 @@ const lastStretch = 1 << 20
 
 // load reads the segments into the index. Interrupted, it goes on where it was at the next call.
 func (l *Log) load(ctx context.Context) error {
-	for done := false; !done; {
+	for !l.isLoaded() { // it may be since the caller looked
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("read the history: %w", err)
 		}
@@ -378,7 +373,7 @@ func (l *Log) load(ctx context.Context) error {
 			}
 			behind += s.size - s.indexed
 		}
-		if done = behind <= lastStretch; done {
+		if behind <= lastStretch {
 			for _, s := range l.segments {
 				l.read(s, s.size)
 			}
@@ -386,7 +381,7 @@ func (l *Log) load(ctx context.Context) error {
 			close(l.loaded)
 			l.measure()
 			l.mu.Unlock()
-			return nil
+			break
 		}
 		to := next.size
 		l.mu.Unlock()
