@@ -211,7 +211,8 @@ func (h *Header) quoteFrom(f *Field, list []Mailbox) string {
 	return note
 }
 
-// SetFrom replaces the address of From, keeping the display name of its first mailbox.
+// SetFrom replaces the address of From, keeping the display name of its first mailbox, unless that one, such as the
+// beginning of a raw ISO-2022-JP text without its end, would swallow the address.
 func (h *Header) SetFrom(address string) {
 	f := h.Get("From")
 	if f == nil {
@@ -221,7 +222,9 @@ func (h *Header) SetFrom(address string) {
 	value := "<" + address + ">"
 	if list := Mailboxes(f.Value()); len(list) > 0 && list[0].Name != "" {
 		name, _ := quoteName(list[0].Name)
-		value = name + " " + value
+		if named := Mailboxes(name + " " + value); len(named) == 1 && named[0].Address == address {
+			value = name + " " + value
+		}
 	}
 	f.Raw = fmt.Appendf(nil, "%s: %s\r\n", f.Name, value)
 }

@@ -177,6 +177,8 @@ func TestSetFrom(t *testing.T) {
 		"From: \"Bee, Ann\" <a@b>\r\n":     "From: \"Bee, Ann\" <s@d>\r\n",
 		"From: a@b\r\n":                    "From: <s@d>\r\n",
 		"From: x@y <a@b>,\r\n c <d@e>\r\n": "From: \"x@y\" <s@d>\r\n",
+		"From: \x1b$BAB\x1b(B <a@b>\r\n":   "From: \x1b$BAB\x1b(B <s@d>\r\n",
+		"From: \x1b$BAB\r\n":               "From: <s@d>\r\n",
 		"To: x\r\n":                        "To: x\r\nFrom: <s@d>\r\n",
 	} {
 		h, _, err := ReadHeader(strings.NewReader(in), 1000)

@@ -222,6 +222,7 @@ func FuzzRewrite(f *testing.F) {
 	f.Add([]byte("From: a@b, \"c\" <d@e>\r\nSender: x\r\nResent-From: y@z\r\n\r\n"), true)
 	f.Add([]byte(strings.Replace(mixedHead, "mixed", "digest", 1)+"--in ner\r\n\r\nFrom: x\r\n\r\n"+wide(2000)+"--in ner  \r\n--in ner--"), false)
 	f.Add([]byte("Subject: "+strings.Repeat("x ", 2000)+"\r\n\r\n"), false)
+	f.Add([]byte("From: \x1b$B a,(\"<\r\nContent-Type: a/\a\r\nX: ~~ ~~\r\n"), true)
 	f.Fuzz(func(t *testing.T, raw []byte, from bool) {
 		// Short inputs are made long: a fuzzer does not come upon 999 octets without a line end by itself.
 		in := strings.ReplaceAll(strings.ReplaceAll(string(raw), "\r\n", "\n"), "\r", "\n")
