@@ -23,7 +23,9 @@ import (
 	"go.uber.org/zap"
 
 	"relayd/pkg/dispatch/fate"
+	"relayd/pkg/dispatch/ledger"
 	"relayd/pkg/dispatch/limit"
+	"relayd/pkg/dispatch/report"
 	"relayd/pkg/envelope"
 	"relayd/pkg/status"
 )
@@ -61,24 +63,10 @@ type Deliverer interface {
 }
 
 // Memory keeps small records that outlive the process, the newest of each key.
-type Memory interface {
-	// Recall returns all of them.
-	Recall(ctx context.Context) (map[string][]byte, error)
-	// Remember returns once the record is on the disk; one of no octets forgets the key.
-	Remember(ctx context.Context, key string, data []byte) error
-}
+type Memory = ledger.Memory
 
 // Reporter tells people of what became of their mail.
-type Reporter interface {
-	// Bounce has env's sender told that the recipients with the given indices failed. What the sender wants to know is the
-	// reporter's to judge. An error says that it could not be stored now; it is asked again, perhaps after a success that a
-	// crash kept from being recorded.
-	Bounce(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, failed []int) error
-	// Delay has env's sender told that those recipients still wait, and until when they are tried. It is asked once.
-	Delay(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, open []int, until time.Time) error
-	// Park says that a sender or tenant was parked or resumed. It must not block.
-	Park(status.Park)
-}
+type Reporter = report.Reporter
 
 // Options of a Dispatcher; the first three parts, Logger and Registerer are required.
 type Options struct {
@@ -127,26 +115,24 @@ type Dispatcher struct {
 	opts    Options
 	log     *zap.Logger
 	metrics *metrics
+	ledger  *ledger.Ledger
+	teller  *report.Teller
 
-	mu         sync.Mutex // guards all below, and every mailbox, tenant and lane
-	work       *sync.Cond // signalled when ready grows or stopped is set
-	ready      []*mailbox // may send now, longest waiting first
-	waiting    waiting    // may send later
-	rearm      chan struct{}
-	stopped    bool
-	began      time.Time // when Run did; zero: not yet
-	rules      fate.Rules
-	warnAfter  time.Duration    // Options.DelayWarning
-	lanes      map[string]*lane // by Address.Key
-	mailboxes  map[string]*mailbox
-	tenants    map[string]*tenant
-	recalled   map[string]memo          // of mailboxes and tenants that have not been seen since the start, by key
-	unsaved    bool                     // the memory failed last time
-	stale      []string                 // keys of records of no more use
-	forgetting map[string]chan struct{} // keys being taken out of the memory; closed when done
-	panics     map[envelope.ID]int
-	turns      uint64 // attempts begun so far
-	reloads    int
+	mu        sync.Mutex // guards all below, and every mailbox, tenant and lane
+	work      *sync.Cond // signalled when ready grows or stopped is set
+	ready     []*mailbox // may send now, longest waiting first
+	waiting   waiting    // may send later
+	rearm     chan struct{}
+	stopped   bool
+	began     time.Time // when Run did; zero: not yet
+	rules     fate.Rules
+	warnAfter time.Duration    // Options.DelayWarning
+	lanes     map[string]*lane // by Address.Key
+	mailboxes map[string]*mailbox
+	tenants   map[string]*tenant
+	panics    map[envelope.ID]int
+	turns     uint64 // attempts begun so far
+	reloads   int
 }
 
 // New returns a dispatcher that does nothing until Run.
@@ -156,7 +142,7 @@ func New(opts Options) *Dispatcher {
 		opts: opts, log: opts.Logger, rearm: make(chan struct{}, 1), warnAfter: opts.DelayWarning,
 		rules: fate.Rules{Retry: opts.Retry, Lifetime: opts.Lifetime},
 		lanes: map[string]*lane{}, mailboxes: map[string]*mailbox{}, tenants: map[string]*tenant{}, panics: map[envelope.ID]int{},
-		forgetting: map[string]chan struct{}{},
+		ledger: ledger.New(opts.Memory, opts.Logger), teller: report.New(opts.Source, opts.Reporter, opts.Record, opts.Logger),
 	}
 	d.work = sync.NewCond(&d.mu)
 	d.metrics = newMetrics(opts.Registerer, d)
@@ -168,7 +154,7 @@ func New(opts Options) *Dispatcher {
 func (d *Dispatcher) Run(ctx context.Context) error {
 	attempts, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
-	d.recall(ctx)
+	d.ledger.Recall(ctx)
 	d.mu.Lock()
 	d.began = time.Now()
 	d.mu.Unlock()
@@ -207,14 +193,14 @@ func (d *Dispatcher) Reload(retry []time.Duration, lifetime time.Duration) {
 	d.reloads++
 	now := time.Now()
 	for _, t := range d.tenants {
-		if !t.gate.Quota {
-			t.gate.ProbeAt(now)
+		if !t.Gate.Quota {
+			t.Gate.ProbeAt(now)
 		}
 	}
 	limits := make(map[*mailbox]int, len(d.mailboxes))
 	for _, m := range d.mailboxes {
-		if !m.gate.Quota {
-			m.gate.ProbeAt(now)
+		if !m.Gate.Quota {
+			m.Gate.ProbeAt(now)
 		}
 		m.probeRest, limits[m] = time.Time{}, m.day.Limit
 	}
@@ -345,7 +331,7 @@ func (d *Dispatcher) sweep(now time.Time) {
 		if m.idle(now) {
 			delete(d.mailboxes, key)
 			if m.recorded {
-				d.stale = append(d.stale, mailboxPrefix+key)
+				d.ledger.Drop(ledger.MailboxKey(key))
 			}
 		}
 	}
@@ -361,6 +347,8 @@ type attempt struct {
 	start   uint64 // of the tenant's slow start
 	probe   bool   // of a park
 	rules   fate.Rules
+
+	warnAfter time.Duration // as in Options.DelayWarning
 
 	todo  []int     // recipients to try
 	held  []int     // due, but for a hold; not tried
@@ -413,7 +401,7 @@ func (d *Dispatcher) begin(m *mailbox, now time.Time) *attempt {
 		return nil
 	}
 	d.turns++
-	a := &attempt{number: d.turns, lane: l, mailbox: m, route: m.route, begun: now, rules: d.rules, start: t.ramp.Begin(), probe: m.stuck()}
+	a := &attempt{number: d.turns, lane: l, mailbox: m, route: m.route, begun: now, rules: d.rules, warnAfter: d.warnAfter, start: t.Ramp.Begin(), probe: m.stuck()}
 	a.route.From = l.from
 	if l.home != m {
 		a.route.From = l.fallback
@@ -424,7 +412,7 @@ func (d *Dispatcher) begin(m *mailbox, now time.Time) *attempt {
 	m.active++
 	t.active++
 	m.pace.Begin(now)
-	for _, g := range []*limit.Gate{&m.gate, &t.gate} {
+	for _, g := range []*limit.Gate{&m.Gate, &t.Gate} {
 		if g.Parked() {
 			g.Probe = a.number
 		}
@@ -440,7 +428,7 @@ func (d *Dispatcher) room(t *tenant) int {
 	if len(d.tenants) > 1 {
 		most = max(1, most*3/4)
 	}
-	return min(most-t.active, t.ramp.Free())
+	return min(most-t.active, t.Ramp.Free())
 }
 
 // admitHeld lets mailboxes that stand behind their tenant's limit try again, as many as there is room for. The caller

@@ -10,19 +10,17 @@ import (
 
 // mailbox is the unit Exchange Online limits: one login of one tenant.
 type mailbox struct {
-	key      string // Route.Mailbox
-	route    envelope.Route
-	tenant   *tenant
-	lanes    lanes              // with something due now or later, earliest first
-	members  map[*lane]struct{} // all whose home or spare it is
-	away     int                // members whose home it is that go by their fallback
-	reload   int                // number of the reload whose limits it has
-	active   int                // attempts under way
-	pace     limit.Pace
-	day      limit.Day
-	conns    limit.Connections
-	gate     limit.Gate
-	external limit.Gate // held for recipients outside the organisation only
+	key     string // Route.Mailbox
+	route   envelope.Route
+	tenant  *tenant
+	lanes   lanes              // with something due now or later, earliest first
+	members map[*lane]struct{} // all whose home or spare it is
+	away    int                // members whose home it is that go by their fallback
+	reload  int                // number of the reload whose limits it has
+	active  int                // attempts under way
+	pace    limit.Pace
+	day     limit.Day
+	limit.Mailbox
 
 	probeRest  time.Time     // no probe with mail that goes another way before this
 	part       int           // recipients in one transaction, where a reply taught that more are too many
@@ -38,13 +36,11 @@ type mailbox struct {
 
 // tenant is what all its mailboxes share: a fault of the app registration, or a throttled organisation.
 type tenant struct {
-	name     string
-	gate     limit.Gate
-	external limit.Gate // held for recipients outside the organisation only
-	ramp     limit.Ramp
-	active   int           // attempts under way
-	held     []*mailbox    // may send but for the tenant's limits, longest waiting first
-	saving   chan struct{} // has room while nobody writes the record
+	name string
+	limit.Tenant
+	active int           // attempts under way
+	held   []*mailbox    // may send but for the tenant's limits, longest waiting first
+	saving chan struct{} // has room while nobody writes the record
 }
 
 // partLife is how long a mailbox remembers that it may have fewer recipients in a transaction than configured.
@@ -112,12 +108,12 @@ func (m *mailbox) most(now time.Time) int {
 
 // idle reports whether the mailbox could be forgotten and nothing would be lost with it.
 func (m *mailbox) idle(now time.Time) bool {
-	return len(m.members) == 0 && m.active == 0 && !m.ready && m.at < 0 && m.gate.Idle(now) && m.external.Idle(now) &&
-		m.conns.Idle(now, m.connections()) && !m.partUntil.After(now) && m.pace.Idle(now) && m.day.Idle(now)
+	return len(m.members) == 0 && m.active == 0 && !m.ready && m.at < 0 && m.Gate.Idle(now) && m.External.Idle(now) &&
+		m.Connections.Idle(now, m.connections()) && !m.partUntil.After(now) && m.pace.Idle(now) && m.day.Idle(now)
 }
 
 func (t *tenant) idle(now time.Time) bool {
-	return t.active == 0 && len(t.held) == 0 && t.gate.Idle(now) && t.external.Idle(now)
+	return t.active == 0 && len(t.held) == 0 && t.Gate.Idle(now) && t.External.Idle(now)
 }
 
 // inhabited reports whether the tenant has a mailbox. The caller holds mu.
@@ -132,7 +128,7 @@ func (d *Dispatcher) inhabited(t *tenant) bool {
 
 // gates are all that may keep the mailbox's mail back, the widest first.
 func (m *mailbox) gates() [4]*limit.Gate {
-	return [4]*limit.Gate{&m.tenant.gate, &m.gate, &m.tenant.external, &m.external}
+	return [4]*limit.Gate{&m.tenant.Gate, &m.Gate, &m.tenant.External, &m.External}
 }
 
 // parkedFor returns why nothing of this mailbox, or nothing to recipients outside, can be sent, or "".
@@ -147,7 +143,7 @@ func (m *mailbox) parkedFor() string {
 
 // stuck reports whether nothing of this mailbox can be sent until a person has acted.
 func (m *mailbox) stuck() bool {
-	return m.gate.Parked() && !m.gate.Quota || m.tenant.gate.Parked() && !m.tenant.gate.Quota
+	return m.Gate.Parked() && !m.Gate.Quota || m.tenant.Gate.Parked() && !m.tenant.Gate.Quota
 }
 
 // next returns the earliest time at which the mailbox may begin an attempt; ok is false while something else must happen
@@ -155,7 +151,7 @@ func (m *mailbox) stuck() bool {
 func (m *mailbox) next(now time.Time) (at time.Time, ok bool) {
 	astray := m.away > 0 && m.stuck()
 	switch {
-	case m.gate.Probe != 0 || m.tenant.gate.Probe != 0:
+	case m.Gate.Probe != 0 || m.tenant.Gate.Probe != 0:
 		return at, false
 	case len(m.lanes) > 0:
 		if at = m.lanes[0].at(); astray && m.probeRest.Before(at) {
@@ -168,8 +164,8 @@ func (m *mailbox) next(now time.Time) (at time.Time, ok bool) {
 	}
 	paced, ok1 := m.pace.Next(now, m.active)
 	daily, ok2 := m.day.Next(now)
-	connected, ok3 := m.conns.Next(now, m.active, m.connections())
-	for _, t := range [...]time.Time{paced, daily, connected, m.gate.Until, m.tenant.gate.Until} {
+	connected, ok3 := m.Connections.Next(now, m.active, m.connections())
+	for _, t := range [...]time.Time{paced, daily, connected, m.Gate.Until, m.tenant.Gate.Until} {
 		at = later(at, t)
 	}
 	return at, ok1 && ok2 && ok3

@@ -199,8 +199,8 @@ func (w *world) mailbox(key string, m *mailbox, ready int, held bool, now time.T
 		w.fatalf("%s: may send in %v and sleeps %v", key, at.Sub(now), m.wake.Sub(now))
 	case m.day.Reserved() < 0 || m.active < 0:
 		w.fatalf("%s: %d reserved, %d active", key, m.day.Reserved(), m.active)
-	case m.active == 0 && (m.day.Reserved() != 0 || m.gate.Probe != 0 || m.external.Probe != 0):
-		w.fatalf("%s: nothing under way, yet %d reserved, probes %d and %d", key, m.day.Reserved(), m.gate.Probe, m.external.Probe)
+	case m.active == 0 && (m.day.Reserved() != 0 || m.Gate.Probe != 0 || m.External.Probe != 0):
+		w.fatalf("%s: nothing under way, yet %d reserved, probes %d and %d", key, m.day.Reserved(), m.Gate.Probe, m.External.Probe)
 	}
 	away := 0
 	for l := range m.members {

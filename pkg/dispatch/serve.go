@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"relayd/pkg/dispatch/fate"
+	"relayd/pkg/dispatch/report"
 	"relayd/pkg/envelope"
 	"relayd/pkg/status"
 )
@@ -27,7 +28,7 @@ type course uint8
 const (
 	giveBack course = iota // nothing may be tried now
 	rest                   // all that is due waits for a hold to end
-	report                 // its sender is to be told of failures, and no more
+	inform                 // its sender is to be told of failures, and no more
 	attend                 // an attempt
 )
 
@@ -44,17 +45,17 @@ func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
 	tried := v != nil
 	n := d.judged(a, v)
 	if tried {
-		d.recordAttempt(a, &claim, v, took)
+		d.teller.Attempt(&claim, v, a.route.Tenant+"/"+string(a.route.Login), a.todo, took)
 	}
 	for _, p := range n.tell {
-		d.reportPark(p)
+		d.teller.Park(p)
 	}
 	switch {
 	case claim.Envelope == nil:
-	case todo == report, tried && v.Release && len(fate.Owed(&claim.Progress)) > 0:
+	case todo == inform, tried && v.Release && len(fate.Owed(&claim.Progress)) > 0:
 		p := claim.Progress
 		fate.Sum(&p)
-		d.owe(ctx, &claim, &p)
+		d.teller.Owe(ctx, &claim, &p)
 		d.settle(ctx, claim.Envelope, p)
 	case todo == rest:
 		d.opts.Source.Rest(claim.Envelope, a.until)
@@ -65,7 +66,7 @@ func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
 	case !tried || v.Release:
 		d.opts.Source.Release(claim.Envelope, claim.Progress)
 	default:
-		d.conclude(ctx, a, &claim, v)
+		d.settle(ctx, claim.Envelope, d.teller.Conclude(ctx, &claim, v, a.rules.Lifetime, a.warnAfter))
 	}
 	if n.mailbox {
 		d.save(ctx, a.mailbox, true)
@@ -99,7 +100,7 @@ func (d *Dispatcher) admit(a *attempt, claim *envelope.Claim, err error) course 
 	}
 	due := a.rules.Due(env, p, now)
 	if len(due) == 0 {
-		return report
+		return inform
 	}
 	due, a.held, a.until = d.outside(a, env, due, now)
 	if len(due) == 0 {
@@ -200,21 +201,11 @@ func (d *Dispatcher) try(ctx context.Context, a *attempt, claim *envelope.Claim)
 // settle makes an outcome durable. It outlives a cut-off attempt by a little: what was sent should be on the disk before
 // the process ends.
 func (d *Dispatcher) settle(ctx context.Context, env *envelope.Envelope, p envelope.Progress) {
-	ctx, cancel := grace(ctx)
+	ctx, cancel := report.Grace(ctx)
 	defer cancel()
 	if err := d.opts.Source.Settle(ctx, env, p); err != nil {
 		d.log.Error("outcome not recorded: the message will be sent again after a restart", zap.String("id", string(env.ID)), zap.Error(err))
 	}
-}
-
-// settleGrace is how long recording an outcome may still take once attempts are cut off.
-const settleGrace = 5 * time.Second
-
-// grace returns a context that ends settleGrace after ctx.
-func grace(ctx context.Context) (context.Context, context.CancelFunc) {
-	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(settleGrace, cancel) })
-	return longer, func() { stop(); cancel() }
 }
 
 // maxPanics is how often a message may crash an attempt before it is held for a person to look at.
