@@ -60,6 +60,9 @@ Status 0 if nothing failed (warnings may be), 1 if something did.`,
   relayd doctor --config /etc/relayd/relayd.yaml --all --json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if f.file == "" && len(args) > 0 {
+				return usagef("doctor needs --config FILE to examine %q; see relayd doctor --help", args[0])
+			}
 			if f.file == "" {
 				return usagef("doctor needs --config FILE; relayd doctor --help says more")
 			}

@@ -89,7 +89,7 @@ func readIDs(args []string) ([]envelope.ID, error) {
 	for _, arg := range args {
 		id := envelope.ID(strings.ToLower(strings.TrimSpace(arg)))
 		if !id.Valid() {
-			return nil, usagef("%q is no queue id; those have 20 letters and digits, and relayd queue list shows them", arg)
+			return nil, usagef("%q is no queue id; those have 20 letters and digits, and relayd queue list shows them; see relayd queue --help", arg)
 		}
 		if !slices.Contains(ids, id) {
 			ids = append(ids, id)

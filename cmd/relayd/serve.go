@@ -146,6 +146,11 @@ func (d *daemon) warn(warnings []config.Warning) {
 }
 
 func (d *daemon) openQueue(ctx context.Context, reg prometheus.Registerer) (err error) {
+	d.broker, err = broker.Open(ctx, broker.Options{Dir: d.cfg.DataDir, Logger: d.log, OnFatal: d.parts.fail})
+	if err != nil {
+		return err
+	}
+	d.parts.onStop("broker", d.broker.Close)
 	q := &d.cfg.Queue
 	d.history, err = history.Open(history.Options{
 		Dir: filepath.Join(d.cfg.DataDir, "history"), KeepSent: time.Duration(q.KeepSent), KeepFailed: time.Duration(q.KeepFailed),
@@ -155,11 +160,6 @@ func (d *daemon) openQueue(ctx context.Context, reg prometheus.Registerer) (err 
 		return err
 	}
 	d.parts.onStop("history", d.history.Close)
-	d.broker, err = broker.Open(ctx, broker.Options{Dir: d.cfg.DataDir, Logger: d.log, OnFatal: d.parts.fail})
-	if err != nil {
-		return err
-	}
-	d.parts.onStop("broker", d.broker.Close)
 	conns, err := d.broker.Connect(queueConns)
 	if err != nil {
 		return err

@@ -119,7 +119,7 @@ func TestUsageErrors(t *testing.T) {
 		args string
 		want string
 	}{
-		{"serv", `relayd: there is no command "serv"; did you mean serve? See relayd --help`},
+		{"serv", `relayd: there is no command "serv"; did you mean send or serve? See relayd --help`},
 		{"deliver", `relayd: there is no command "deliver". See relayd --help`},
 		{"serve", `relayd: serve needs --config FILE; relayd config example prints one to start from`},
 		{"serve now", `relayd: relayd serve takes no argument, not "now"; see relayd serve --help`},

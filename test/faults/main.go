@@ -32,7 +32,7 @@ func main() {
 	var o options
 	flag.IntVar(&o.messages, "messages", 20_000, "messages in all")
 	flag.IntVar(&o.senders, "senders", 200, "mailboxes")
-	flag.IntVar(&o.tenants, "tenants", 20, "tenants they belong to")
+	flag.IntVar(&o.tenants, "tenants", 100, "tenants they belong to")
 	flag.IntVar(&o.sessions, "sessions", 8, "SMTP sessions of the load")
 	flag.Float64Var(&o.share, "share", 0.05, "share of the cases at each stage that meet a fault")
 	flag.DurationVar(&o.limit, "limit", 40*time.Minute, "how long the queue may take to empty")
