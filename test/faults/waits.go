@@ -4,6 +4,7 @@ package main
 // own catalogue stays as it is.
 const waits = `  - {name: send-as-denied, action: retry once, wait: 2s}
   - {name: send-as-denied-old, action: retry once, wait: 2s}
+  - {name: address-throttled, action: back off tenant, wait: 2s}
   - {name: receive-limit, action: retry, wait: 2s}
   - {name: submission-quota, action: hold sender, wait: 5s}
   - {name: daily-recipients, action: hold sender, wait: 5s}

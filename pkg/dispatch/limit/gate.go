@@ -11,7 +11,8 @@ import (
 //
 //	back-off   a reply asks to slow down          nothing for 15 s, then 30 s, 1 min … up to 10 min while such replies go on
 //	park       a failure that is nobody's mail's  one probe with real mail after 1 min, 2 min, 4 min … up to 15 min
-//	hold       a quota is used up                 one probe after 30 min, then each hour
+//	hold       a quota is used up                 one probe after 30 min, then each hour; where the reply's row of the
+//	                                              catalogue says how long to wait, after that
 //
 // Each wait is made up to a tenth longer, by chance, so that gates closed by one outage do not open in one moment. A
 // probe that tells nothing, since the network failed it, say, is followed by the next after a park's wait.
@@ -82,6 +83,13 @@ func (g *Gate) BackOff(begun, now time.Time) (news bool, lasts time.Duration) {
 	return true, now.Sub(g.struck)
 }
 
+// AtLeast keeps a gate that has just been closed so for wait.
+func (g *Gate) AtLeast(now time.Time, wait time.Duration) {
+	if until := now.Add(wait); until.After(g.Until) {
+		g.Until = until
+	}
+}
+
 // Park closes the gate until a probe gets through. fresh: it was not parked, or for another kind of cause; tell: people
 // are to be told.
 func (g *Gate) Park(begun, now time.Time, reply *status.Error, quota bool) (fresh, tell bool) {
@@ -96,7 +104,9 @@ func (g *Gate) Park(begun, now time.Time, reply *status.Error, quota bool) (fres
 		return false, false
 	}
 	g.Reply = reply
-	if quota {
+	if wait := reply.Wait; quota && wait > 0 {
+		g.shut(now, wait, wait)
+	} else if quota {
 		g.shut(now, quotaFirst, quotaMost)
 	} else {
 		g.shut(now, probeFirst, probeMost)

@@ -295,6 +295,13 @@ func TestGateSteps(t *testing.T) {
 			[]time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute, 15 * time.Minute, 15 * time.Minute}},
 		{"hold", func(g *Gate, now time.Time) { g.Park(now, now, reply, true) },
 			[]time.Duration{30 * time.Minute, time.Hour, time.Hour}},
+		{"hold of a row that says how long", func(g *Gate, now time.Time) {
+			g.Park(now, now, &status.Error{Code: 554, Text: "quota", Wait: 5 * time.Minute}, true)
+		}, []time.Duration{5 * time.Minute, 5 * time.Minute}},
+		{"back-off of a row that says how long at least", func(g *Gate, now time.Time) {
+			g.BackOff(now, now)
+			g.AtLeast(now, 20*time.Second)
+		}, []time.Duration{20 * time.Second, 30 * time.Second}},
 	} {
 		var g Gate
 		now := epoch

@@ -103,6 +103,9 @@ func (m *move) moveMailbox(probed bool) (about bool) {
 		m.park(g, hold, true)
 	case backOff != nil:
 		news, lasts := g.BackOff(m.Begun, m.now)
+		if news {
+			g.AtLeast(m.now, backOff.Wait)
+		}
 		if news && backOff.Code == 432 {
 			m.mailbox.Connections.Halve(m.now, m.Most)
 		}
@@ -120,14 +123,15 @@ func (m *move) moveMailbox(probed bool) (about bool) {
 // moveTenant moves the tenant's gate. After it was closed the tenant begins slowly.
 func (m *move) moveTenant(probed, aboutMailbox bool) {
 	t, g, v := m.tenant, &m.tenant.Gate, m.verdict
-	switch park := v.First(status.ParkTenant); {
+	switch park, backOff := v.First(status.ParkTenant), v.First(status.BackOffTenant); {
 	case park != nil:
 		if g.News(m.Begun) || !g.Parked() {
 			t.Ramp.Start()
 		}
 		m.park(g, park, false)
-	case v.First(status.BackOffTenant) != nil:
+	case backOff != nil:
 		if news, _ := g.BackOff(m.Begun, m.now); news {
+			g.AtLeast(m.now, backOff.Wait)
 			t.Ramp.Start()
 		}
 	case m.opens(g):
