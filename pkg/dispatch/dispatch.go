@@ -193,9 +193,7 @@ func (d *Dispatcher) Reload(retry []time.Duration, lifetime time.Duration) {
 	d.reloads++
 	now := time.Now()
 	for _, t := range d.tenants {
-		if !t.Gate.Quota {
-			t.Gate.ProbeAt(now)
-		}
+		t.Gate.ProbeAt(now) // no reply holds a tenant as a whole for quota
 	}
 	limits := make(map[*mailbox]int, len(d.mailboxes))
 	for _, m := range d.mailboxes {

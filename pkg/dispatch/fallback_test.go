@@ -138,6 +138,13 @@ func TestFallbackIsNotFollowed(t *testing.T) {
 				if via != tt.via {
 					t.Errorf("%d attempts by the fallback, want %d", via, tt.via)
 				}
+				r.d.mu.Lock()
+				for key, m := range r.d.mailboxes {
+					if m.away > 0 && tt.via < 9 {
+						t.Errorf("%s: %d lanes go another way", key, m.away)
+					}
+				}
+				r.d.mu.Unlock()
 				if tt.via < 9 {
 					if got := r.queue.parks(hot); tt.name != "a back-off" && (len(got) == 0 || got[len(got)-1] == "") {
 						t.Errorf("the source was told %q, want a park", got)
@@ -190,6 +197,36 @@ func TestFallbackComesBack(t *testing.T) {
 		tries := r.exchange.of(hot)
 		if last := tries[len(tries)-1]; r.queue.state(late) != envelope.Sent || last.login != hot {
 			t.Errorf("the last: %v, by %s", r.queue.state(late), last.login)
+		}
+	})
+}
+
+// A fallback through the same mailbox is none, and after the cure the lane is still the mailbox's own.
+func TestFallbackThroughTheSameMailbox(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		var cured atomic.Bool
+		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
+			if !cured.Load() {
+				return each(try, reply(status.StageAuth, 535, status.ParkSender, "no"))
+			}
+			return accept(try)
+		}
+		r.router.set(hot, envelope.Route{Tenant: "contoso", Connections: 1, Fallback: spare})
+		r.router.set(spare, envelope.Route{Tenant: "contoso", Login: hot, Connections: 1})
+		for range 2 { // parked, cured, and parked again: each time the source is told
+			cured.Store(false)
+			r.queue.put(hot, 1, 0)
+			if r.stop == nil {
+				r.run()
+			}
+			after(time.Second)
+			cured.Store(true)
+			after(5 * time.Minute)
+		}
+		want := []string{"auth: 535 no", "", "auth: 535 no", ""}
+		if got := r.queue.parks(hot); !slices.Equal(got, want) || r.settled() != 2 {
+			t.Errorf("%d sent, the source was told %q, want %q", r.settled(), got, want)
 		}
 	})
 }

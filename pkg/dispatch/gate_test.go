@@ -339,8 +339,12 @@ func TestOneProbeAtATime(t *testing.T) {
 				}
 				for i := range 3 {
 					r.router.set(sender(i), route)
-					for range 10 {
-						r.queue.put(sender(i), 1, 0)
+					for n := range 10 {
+						due := time.Duration(0)
+						if i == 2 && n > 0 { // one of its own at a time, whose turn ever comes first
+							due = 2 * time.Second
+						}
+						r.queue.put(sender(i), 1, due)
 					}
 				}
 				r.run()

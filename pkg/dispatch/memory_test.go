@@ -288,3 +288,19 @@ func TestReloadAndQuota(t *testing.T) {
 		}
 	})
 }
+
+// After a start the pace has one message, not a burst behind those of the last process.
+func TestNoBurstAfterAStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		r.router.set(hot, envelope.Route{Tenant: "contoso", Connections: 10, MessagesPerMinute: 60})
+		for range 20 {
+			r.queue.put(hot, 1, 0)
+		}
+		r.run()
+		after(500 * time.Millisecond)
+		if got := len(r.exchange.of(hot)); got != 1 {
+			t.Errorf("%d at once, want 1", got)
+		}
+	})
+}

@@ -114,7 +114,7 @@ func (m *move) moveMailbox(probed bool) (about bool) {
 		}
 	case m.opens(g):
 		m.open(g)
-	case probed && v.First(status.ParkTenant) == nil && v.First(status.BackOffTenant) == nil:
+	case probed:
 		g.Again(m.now)
 	}
 	return park != nil || hold != nil || backOff != nil
@@ -125,10 +125,8 @@ func (m *move) moveTenant(probed, aboutMailbox bool) {
 	t, g, v := m.tenant, &m.tenant.Gate, m.verdict
 	switch park, backOff := v.First(status.ParkTenant), v.First(status.BackOffTenant); {
 	case park != nil:
-		if g.News(m.Begun) || !g.Parked() {
-			t.Ramp.Start()
-		}
 		m.park(g, park, false)
+		t.Ramp.Start()
 	case backOff != nil:
 		if news, _ := g.BackOff(m.Begun, m.now); news {
 			g.AtLeast(m.now, backOff.Wait)
