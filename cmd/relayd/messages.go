@@ -85,11 +85,7 @@ func (m *messages) queued(ctx context.Context, q envelope.Query) ([]envelope.Sum
 	infos = infos[:min(len(infos), q.Limit)]
 	list := make([]envelope.Summary, 0, len(infos))
 	for i := range infos {
-		s, err := m.summary(ctx, &infos[i])
-		if err != nil {
-			return nil, err
-		}
-		if s != nil {
+		if s := m.summary(ctx, &infos[i]); s != nil {
 			list = append(list, *s)
 		}
 	}
@@ -98,21 +94,21 @@ func (m *messages) queued(ctx context.Context, q envelope.Query) ([]envelope.Sum
 
 // summary is a queued message's line: from the history where it has one, else from the queue's own record. nil: the
 // message has left the queue meanwhile.
-func (m *messages) summary(ctx context.Context, info *queue.Info) (*envelope.Summary, error) {
+func (m *messages) summary(ctx context.Context, info *queue.Info) *envelope.Summary {
 	found, err := m.history.Search(ctx, envelope.Query{ID: info.ID, Limit: 1})
 	if err == nil && len(found) == 1 && len(found[0].Recipients) > 0 {
 		m.correct(&found[0])
-		return &found[0], nil
+		return &found[0]
 	}
 	claim, err := m.queue.Get(ctx, info.ID)
 	switch {
 	case errors.Is(err, queue.ErrNotFound):
-		return nil, nil
+		return nil
 	case err != nil || claim.Envelope == nil: // damaged, say: all the more to be shown
 		return &envelope.Summary{
 			ID: info.ID, Received: info.ID.Time(), Sender: info.Sender, Size: info.Size, State: info.State, Attempts: info.Attempts,
 			Due: info.Due, Reply: info.Reason,
-		}, nil
+		}
 	}
 	env := claim.Envelope
 	s := &envelope.Summary{
@@ -122,7 +118,7 @@ func (m *messages) summary(ctx context.Context, info *queue.Info) (*envelope.Sum
 	for i := range env.Recipients {
 		s.Recipients = append(s.Recipients, env.Recipients[i].Address)
 	}
-	return s, nil
+	return s
 }
 
 // addressFilter reports whether an address is the one a query names, or in its domain.

@@ -150,7 +150,7 @@ func (o *options) run(ctx context.Context, bin, dir string) error {
 		return err
 	}
 	fmt.Printf("the queue was empty after %v\n", time.Since(started).Round(time.Second))
-	return o.ledger(ctx, far, relay, load)
+	return o.ledger(ctx, far, relay)
 }
 
 // drain waits until nothing waits in the queue any more, with an operator who reloads every 15 s.
@@ -190,7 +190,7 @@ func (o *options) drain(ctx context.Context, far *rig.Sandbox, relay *rig.Relay,
 type failure struct{ reply string }
 
 // ledger compares what was accepted with what arrived and what failed.
-func (o *options) ledger(ctx context.Context, far *rig.Sandbox, relay *rig.Relay, load *rig.Load) error {
+func (o *options) ledger(ctx context.Context, far *rig.Sandbox, relay *rig.Relay) error {
 	var arrived []rig.Message
 	if err := far.Get(ctx, "/sandbox/messages", &arrived); err != nil {
 		return err
