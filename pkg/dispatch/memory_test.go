@@ -304,3 +304,32 @@ func TestNoBurstAfterAStart(t *testing.T) {
 		}
 	})
 }
+
+// A lane that an attempt is using is not swept away under it: a sender has one lane.
+func TestSweepLeavesLanesInUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		r.router.set(hot, envelope.Route{Tenant: "contoso", Connections: 1})
+		for range 3 {
+			r.queue.put(hot, 1, 0)
+		}
+		waits := make(chan struct{})
+		r.queue.waits = waits
+		r.run()
+		after(11 * time.Minute) // the claim hangs over two sweeps
+		r.queue.mu.Lock()
+		r.queue.waits = nil
+		r.queue.mu.Unlock()
+		r.queue.put(hot, 1, time.Hour)
+		close(waits)
+		after(10 * time.Second)
+		r.d.mu.Lock()
+		defer r.d.mu.Unlock()
+		if l := r.d.lanes[hot.Key()]; l == nil || len(l.mailbox.members) != 1 || len(l.mailbox.lanes) != 1 || l.mailbox.lanes[0] != l {
+			t.Errorf("the lane: %+v", l)
+		}
+		if got := r.settled(); got != 3 {
+			t.Errorf("%d of 3 sent", got)
+		}
+	})
+}

@@ -327,6 +327,11 @@ func TestUnreadableBody(t *testing.T) {
 		r.queue.unreadable = errors.New("server is being reopened")
 		r.run()
 		after(10 * time.Minute)
+		for i, try := range r.exchange.all()[:3] {
+			if got, want := try.begun.Sub(r.queue.order[0].env.Received), time.Duration(i)*time.Second; got < want {
+				t.Errorf("attempt %d after %v, want the sender to rest a second between", i+1, got)
+			}
+		}
 		if n := len(r.exchange.all()); n < 20 || n > 40 {
 			t.Errorf("%d attempts in ten minutes, want each message about each minute", n)
 		}
@@ -398,6 +403,32 @@ func TestRewrite(t *testing.T) {
 		after(time.Second)
 		if got := r.queue.progress(damaged); got.State != envelope.Held {
 			t.Errorf("damaged: %v", got.State)
+		}
+	})
+}
+
+// What is owed is told even where the attempt that goes with it only meets a park.
+func TestOwedWhileParked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		report := &fakeReporter{}
+		r := newRig(t, withReporter(report))
+		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
+			return each(try, reply(status.StageAuth, 535, status.ParkSender, "no"))
+		}
+		r.router.set(hot, envelope.Route{Tenant: "contoso", Connections: 3})
+		m := r.queue.put(hot, 2, 0)
+		m.progress = envelope.Progress{State: envelope.Deferred, Attempts: 1, Due: time.Now(), Results: []envelope.Result{
+			{State: envelope.Deferred, Attempts: 1}, {State: envelope.Failed, Attempts: 1, Owed: true},
+		}}
+		r.run()
+		after(10 * time.Second)
+		p := r.queue.progress(m)
+		if len(report.bounces()) != 1 || p.Results[1].Owed || p.Results[0].Attempts != 1 || p.State != envelope.Deferred {
+			t.Errorf("told %v, %+v", report.bounces(), p)
+		}
+		after(24 * time.Hour)
+		if p := r.queue.progress(m); len(report.bounces()) != 1 || p.Attempts != 1 {
+			t.Errorf("told %d times, %d attempts", len(report.bounces()), p.Attempts)
 		}
 	})
 }

@@ -397,3 +397,21 @@ func TestNoTenantHasAllWorkers(t *testing.T) {
 		}
 	})
 }
+
+// A reply that calls recipients external whom we think inside knows better: they wait for the hold, and are not tried again
+// and again.
+func TestHoldOfThoseWeThinkInside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
+			return each(try, reply(status.StageDot, 550, status.HoldSenderExternal, "5.7.236"))
+		}
+		r.router.set(hot, envelope.Route{Tenant: "contoso", Connections: 1})
+		m := r.queue.putTo(hot, 0, inside)
+		r.run()
+		after(time.Hour)
+		if n := len(r.exchange.of(hot)); n != 2 || r.queue.progress(m).Attempts != 0 {
+			t.Errorf("%d attempts in an hour, %d of them spent; want 2 and 0", n, r.queue.progress(m).Attempts)
+		}
+	})
+}
