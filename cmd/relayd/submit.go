@@ -40,7 +40,7 @@ func (d *daemon) submit(ctx context.Context, s *api.Submission) (envelope.ID, er
 		return "", err
 	}
 	door := admission.Door{
-		Queue: d.queue, Policy: d.policy, Hostname: d.cfg.Hostname,
+		Queue: d.queue, Policy: d.policy, Hostname: limits.hostname,
 		MessageBytes: limits.message, HeaderBytes: limits.header, Hops: limits.hops,
 	}
 	a := &admission.Arrival{

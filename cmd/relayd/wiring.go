@@ -30,8 +30,9 @@ type wiring struct {
 	limits     limits
 }
 
-// limits are those of a message of the API, as [smtpin.Limits] are of one by SMTP.
+// limits are what a message of the API is admitted by, as [smtpin.Settings] say of one by SMTP.
 type limits struct {
+	hostname         string
 	message          int64 // octets
 	header           int   // octets
 	recipients, hops int
@@ -70,7 +71,7 @@ func wiringOf(c *config.Config) (*wiring, error) {
 		w.retry = append(w.retry, time.Duration(step))
 	}
 	w.limits = limits{
-		message: int64(c.Limits.MessageBytes), header: int(c.Limits.HeaderBytes), recipients: c.Limits.Recipients, hops: c.Limits.Hops,
+		hostname: c.Hostname, message: int64(c.Limits.MessageBytes), header: int(c.Limits.HeaderBytes), recipients: c.Limits.Recipients, hops: c.Limits.Hops,
 	}
 	w.postmaster = postmaster.Settings{
 		Modes: c.Bounces.Mode, From: envelope.Address(c.Bounces.From), PerHour: c.Bounces.PerHour, Hostname: c.Hostname,
