@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"relayd/pkg/admin/api"
 	"relayd/pkg/envelope"
@@ -147,11 +148,16 @@ func (m *messages) Get(ctx context.Context, id envelope.ID) (*api.Message, error
 	case len(steps) == 0:
 		return nil, api.ErrNotFound
 	}
-	return told(steps), nil
+	return told(steps, time.Now()), nil
 }
 
-// told is a message that has left the queue, as its history tells it.
-func told(steps []envelope.Step) *api.Message {
+// settled is how old the last step of a message that has left the queue must be to be taken for lost: until then its
+// outcome may be on its way to the history.
+const settled = time.Minute
+
+// told is a message that has left the queue, as its history tells it. Where its last step was lost it was sent: nothing
+// else leaves by itself.
+func told(steps []envelope.Step, now time.Time) *api.Message {
 	msg := &api.Message{Steps: steps}
 	at := map[envelope.Address]int{}
 	for i := range steps {
@@ -174,6 +180,14 @@ func told(steps []envelope.Step) *api.Message {
 			msg.State, msg.Progress.State = s.State, s.State
 		}
 		msg.Progress.Reason = cmp.Or(s.Reply, msg.Progress.Reason)
+	}
+	if !msg.State.Final() && now.Sub(steps[len(steps)-1].At) >= settled {
+		msg.State, msg.Progress.State = envelope.Sent, envelope.Sent
+		for i := range msg.Progress.Results {
+			if r := &msg.Progress.Results[i]; !r.State.Final() {
+				r.State = envelope.Sent
+			}
+		}
 	}
 	return msg
 }
