@@ -176,7 +176,7 @@ type Reply struct {
 	Name     string   `yaml:"name" jsonschema:"required"`
 	Stage    string   `yaml:"stage" enum:"greeting,ehlo,starttls,token,auth,mail,rcpt,data,dot"`
 	Code     string   `yaml:"code"`     // reply code, or the digits it begins with
-	Enhanced string   `yaml:"enhanced"` // enhanced status code; its last number may be a range: 4.7.500-699
+	Enhanced string   `yaml:"enhanced"` // enhanced status codes, separated by commas; the last number may be a range: 4.7.500-699
 	Text     string   `yaml:"text"`     // part of the text, without regard to case
 	Error    string   `yaml:"error"`    // with stage token: Entra ID's error
 	AADSTS   []int    `yaml:"aadsts"`   // with stage token: any of these numbers

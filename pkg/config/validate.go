@@ -433,7 +433,7 @@ func (r *report) checkReplies(c *Config) {
 		if row.Code != "" && !regexp.MustCompile(`^[45][0-9]{0,2}$`).MatchString(row.Code) {
 			r.errorf(key+".code", "%q is not a reply code; write one like 550, or the digits it begins with", row.Code)
 		}
-		if row.Enhanced != "" && !regexp.MustCompile(`^[245]\.[0-9]{1,3}\.[0-9]{1,3}(-[0-9]{1,3})?$`).MatchString(row.Enhanced) {
+		if row.Enhanced != "" && !regexp.MustCompile(`^[45]\.[0-9]{1,3}\.[0-9]{1,3}(-[0-9]{1,3})?(, *[45]\.[0-9]{1,3}\.[0-9]{1,3}(-[0-9]{1,3})?)*$`).MatchString(row.Enhanced) {
 			r.errorf(key+".enhanced", "%q is not an enhanced status code; write one like 5.7.60 or 4.7.500-699", row.Enhanced)
 		}
 		token := row.Error != "" || len(row.AADSTS) > 0
@@ -441,6 +441,8 @@ func (r *report) checkReplies(c *Config) {
 		switch {
 		case row.Stage == "token" && smtp:
 			r.errorf(key+".stage", "is token, where there is no SMTP reply; write error or aadsts, or another stage")
+		case row.Stage == "token" && row.Fresh:
+			r.errorf(key+".fresh_token", "means nothing at stage token, where the token is asked for; take it away")
 		case row.Stage != "token" && token:
 			r.errorf(key+".stage", "error and aadsts are Entra ID's; write stage: token")
 		}
