@@ -102,7 +102,7 @@ func golden(t *testing.T) map[string]*Mail {
 	eai.Envelope.SMTPUTF8, eai.Envelope.Return = true, "FULL"
 	add("utf8-sender", Failure, eai.with(t, text))
 
-	dsn := report(message, "550 no such user", 1)
+	dsn := report(message, "rcpt: 550 no such user", 1)
 	dsn.Envelope.EnvelopeID, dsn.Envelope.Return = "order+2B4711+3D+0D+0ABcc: x", "HDRS"
 	dsn.Envelope.Recipients[1].ORCPT = "rfc822;bob+2Bsales@fabrikam.example"
 	add("orcpt-envid", Failure, dsn.with(t, message))
@@ -365,7 +365,8 @@ func TestRemote(t *testing.T) {
 		"connect: 451 4.4.1 no route to host": {"", "smtp; 451 4.4.1 no route to host"}, // nobody was there to say it
 		"token: 451 4.7.0 no token":           {"", "smtp; 451 4.7.0 no token"},
 		"given up by an operator":             {"", "x-relayd; given up by an operator"},
-		"Fwd: 550 5.1.1 x":                    {"", "x-relayd; Fwd: 550 5.1.1 x"}, // stages are lower case
+		"Fwd: 550 5.1.1 x":                    {"", "x-relayd; Fwd: 550 5.1.1 x"},              // stages are lower case
+		"554 5.4.7 not delivered within 5d":   {"", "smtp; 554 5.4.7 not delivered within 5d"}, // relayd says so
 		"":                                    {"", ""},
 	} {
 		g := open(t, Failure, report(message, reply, 1)).Parts[1].Groups[1]

@@ -126,9 +126,10 @@ func (r *reply) status(a action) status.Enhanced {
 	}
 }
 
-// remote reports whether the far end said it: before its greeting there is nobody to say anything.
+// remote reports whether the far end said it: before its greeting there is nobody to say anything, and what has no stage,
+// like the end of a lifetime, is relayd's own conclusion.
 func (r *reply) remote() bool {
-	return r.code != 0 && r.stage != status.StageConnect && r.stage != status.StageToken
+	return r.code != 0 && r.stage != "" && r.stage != status.StageConnect && r.stage != status.StageToken
 }
 
 // finalRecipient returns type and address of the field Final-Recipient.
