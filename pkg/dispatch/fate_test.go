@@ -172,6 +172,47 @@ func TestPanics(t *testing.T) {
 	})
 }
 
+// One that panics behind its final dot may have been taken: it is sent again as a possible duplicate.
+func TestPanicBehindTheDotIsUncertain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) {
+			deliver := o.Deliverer
+			o.Deliverer = afterwards(func() { // the body has been read
+				if len(deliver.(*fakeExchange).all()) == 1 {
+					panic("a nil map")
+				}
+			}, deliver)
+		})
+		r.router.set(hot, envelope.Route{Tenant: "contoso", Connections: 1})
+		m := r.queue.put(hot, 1, 0)
+		r.run()
+		after(30 * time.Second)
+		if got := r.queue.progress(m); got.State != envelope.Uncertain || got.Results[0].State != envelope.Uncertain {
+			t.Errorf("got %v, its recipient %v; want both uncertain", got.State, got.Results)
+		}
+		after(time.Hour)
+		if got := r.logged("possible duplicate: resending a message whose last attempt ended between final dot and reply"); got != 1 || r.queue.state(m) != envelope.Sent {
+			t.Errorf("flagged %d times, %v; want once, sent", got, r.queue.state(m))
+		}
+	})
+}
+
+// deliverFunc is a Deliverer.
+type deliverFunc func(ctx context.Context, route *envelope.Route, env *envelope.Envelope, open []int, body io.Reader) status.Outcome
+
+func (f deliverFunc) Deliver(ctx context.Context, route *envelope.Route, env *envelope.Envelope, open []int, body io.Reader) status.Outcome {
+	return f(ctx, route, env, open, body)
+}
+
+// afterwards calls f before each outcome is returned.
+func afterwards(f func(), d Deliverer) Deliverer {
+	return deliverFunc(func(ctx context.Context, route *envelope.Route, env *envelope.Envelope, open []int, body io.Reader) status.Outcome {
+		out := d.Deliver(ctx, route, env, open, body)
+		f()
+		return out
+	})
+}
+
 // One that recovers after two panics is forgotten with its end.
 func TestTwoPanicsAreForgiven(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

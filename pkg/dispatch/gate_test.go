@@ -657,3 +657,32 @@ func TestReload(t *testing.T) {
 		})
 	})
 }
+
+// A recipient outside that a hold keeps back does not delay one inside of the same message, which is due before its end.
+func TestHoldDelaysNobodyInside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
+			if slices.Contains(try.to, beyond) {
+				return each(try, reply(status.StageDot, 550, status.HoldTenantExternal, "5.7.233"))
+			}
+			return accept(try)
+		}
+		r.router.set(hot, envelope.Route{Tenant: "contoso", Connections: 1})
+		r.queue.putTo(hot, 0, beyond) // closes the hold
+		m := r.queue.putTo(hot, time.Minute, beyond, inside)
+		now := time.Now()
+		m.progress = envelope.Progress{State: envelope.Deferred, Attempts: 1, Results: []envelope.Result{
+			{State: envelope.Deferred, Attempts: 1, Due: now.Add(time.Minute)}, {State: envelope.Deferred, Attempts: 1, Due: now.Add(5 * time.Minute)},
+		}}
+		r.run()
+		after(6 * time.Minute)
+		if p := r.queue.progress(m); p.Results[1].State != envelope.Sent || p.Results[0].State.Final() {
+			t.Errorf("got %+v, want the one inside sent", p.Results)
+		}
+		r.stop()
+		if n := len(m.rested); n < 1 || n > 3 {
+			t.Errorf("given back %d times", n)
+		}
+	})
+}

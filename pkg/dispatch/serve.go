@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -104,6 +105,7 @@ func (d *Dispatcher) admit(a *attempt, claim *envelope.Claim, err error) course 
 	}
 	due, a.held, a.until = d.outside(a, env, due, now)
 	if len(due) == 0 {
+		a.until = untilAnother(env, p, a.held, a.until)
 		return rest
 	}
 	todo := fate.Pick(env, due, stricter(a.mailbox.most(now), p.Part), a.mailbox.route.RecipientsPerDomain)
@@ -112,6 +114,16 @@ func (d *Dispatcher) admit(a *attempt, claim *envelope.Claim, err error) course 
 	}
 	a.todo, a.day = todo, len(todo)
 	return attend
+}
+
+// untilAnother returns until, or when a recipient that no hold keeps back is due, if that is before.
+func untilAnother(env *envelope.Envelope, p *envelope.Progress, held []int, until time.Time) time.Time {
+	for _, i := range p.Open(env) {
+		if !slices.Contains(held, i) && p.Results[i].Due.Before(until) { // it has a result: without one it would be due now
+			until = p.Results[i].Due
+		}
+	}
+	return until
 }
 
 // breathe keeps the lane back for a moment, whatever the source has named as due meanwhile. The caller holds mu.
@@ -215,8 +227,9 @@ const maxPanics = 3
 // read, and why it could not be.
 type body struct {
 	io.Reader
-	mark func()
-	err  error
+	mark  func()
+	ended bool // it has been read to its end
+	err   error
 }
 
 // Read implements io.Reader.
@@ -234,9 +247,16 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// deliver calls the deliverer and turns a panic into a failure of this one message. broken is why the body could not be
-// read.
+// deliver calls the deliverer and turns a panic into a failure of this one message; behind the final dot nobody knows what
+// became of it. broken is why the body could not be read.
 func (d *Dispatcher) deliver(ctx context.Context, a *attempt, claim *envelope.Claim) (out status.Outcome, broken error) {
+	env, b := claim.Envelope, &body{}
+	b.mark = func() {
+		b.ended = true
+		if claim.Mark != nil {
+			claim.Mark()
+		}
+	}
 	defer func() {
 		r := recover()
 		if r == nil {
@@ -249,6 +269,9 @@ func (d *Dispatcher) deliver(ctx context.Context, a *attempt, claim *envelope.Cl
 		poison := d.panics[id] >= maxPanics
 		d.mu.Unlock()
 		e := &status.Error{Code: 451, Enhanced: status.Enhanced{4, 3, 0}, Text: "internal error"}
+		if b.ended {
+			e.Action, e.Stage = status.Uncertain, status.StageDot
+		}
 		if poison {
 			e.Err = fate.ErrPoison
 		}
@@ -257,7 +280,6 @@ func (d *Dispatcher) deliver(ctx context.Context, a *attempt, claim *envelope.Cl
 			out.Errs[i] = e
 		}
 	}()
-	env, b := claim.Envelope, &body{mark: claim.Mark}
 	if d.opts.Rewrite == nil {
 		b.Reader = claim.Body(ctx)
 	} else if env, b.Reader, broken = d.opts.Rewrite(&a.route, env, func() io.Reader { return claim.Body(ctx) }); broken != nil {
