@@ -214,7 +214,7 @@ type choice struct {
 
 func (ch *choice) register(fs *pflag.FlagSet) {
 	ch.filters.register(fs)
-	fs.BoolVar(&ch.all, "all", false, "every message the relay knows of")
+	fs.BoolVar(&ch.all, "all", false, "every message in the queue")
 }
 
 // read returns the ids given, or else a filter.
@@ -334,10 +334,14 @@ func (a *queueAction) run(cmd *cobra.Command, c *client, ids []envelope.ID, filt
 	return a.act(cmd, c, ids)
 }
 
-// chosen returns the ids of all messages that fit f, and the first few.
+// chosen returns the ids of all messages that fit f and may be in the queue, and the first few: what was sent is history,
+// which there is nothing to do about.
 func chosen(ctx context.Context, c *client, f *api.Filter) (ids []envelope.ID, sample []envelope.Summary, err error) {
 	_, err = c.pages(ctx, f, 0, func(page []envelope.Summary) error {
 		for i := range page {
+			if page[i].State == envelope.Sent {
+				continue
+			}
 			ids = append(ids, page[i].ID)
 			if len(sample) < previewLines {
 				sample = append(sample, page[i])

@@ -85,6 +85,21 @@ func TestQueueListPages(t *testing.T) {
 	}
 }
 
+// TestQueueActsOnTheQueue: filters select from the history too, and what was sent is left out of what is to be changed.
+func TestQueueActsOnTheQueue(t *testing.T) {
+	m, url := newMailroom(t, 3)
+	m.list[1].State = envelope.Sent
+	_, stderr, err := relaydCommand(t, "", newQueueCommand(), "hold", "--sender", "erp@contoso.com", "--dry-run", "--api", url)
+	if err != nil || !strings.Contains(stderr, "to be held: 2 messages\n") || strings.Contains(stderr, string(m.list[1].ID)) {
+		t.Errorf("got %q, %v, want the two that wait", stderr, err)
+	}
+	m.list[0].State, m.list[2].State = envelope.Sent, envelope.Sent
+	stdout, stderr, err := relaydCommand(t, "", newQueueCommand(), "drop", "--all", "--yes", "--api", url)
+	if err != nil || stdout != "" || stderr != "no message fits\n" {
+		t.Errorf("got %q, %q, %v, want nothing to do", stdout, stderr, err)
+	}
+}
+
 func TestQueueUsage(t *testing.T) {
 	id := string(mailIDs(1)[0])
 	for _, tt := range []struct {
