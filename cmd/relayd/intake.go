@@ -109,6 +109,9 @@ func defaultSender(c *config.Client) (envelope.Address, error) {
 	return a, nil
 }
 
+// maxMessageBytes is the most limits.message_bytes can be. What is in force is judged where a message is admitted.
+const maxMessageBytes = 150 << 20
+
 func (d *daemon) openAdmin(reg *prometheus.Registry) (err error) {
 	ready := []admin.Check{
 		{Name: "running", Run: func(context.Context) error {
@@ -123,7 +126,7 @@ func (d *daemon) openAdmin(reg *prometheus.Registry) (err error) {
 	d.admin, err = admin.New(admin.Options{
 		Address: d.cfg.Admin.Address, MetricsAddress: d.cfg.Metrics.Address,
 		Ready: ready, Startup: started, Gatherer: reg, Logger: d.log, Version: thisBuild().version,
-		Messages: &messages{queue: d.queue, history: d.history, send: d.submit}, MessageBytes: int64(d.cfg.Limits.MessageBytes),
+		Messages: &messages{queue: d.queue, history: d.history, send: d.submit}, MessageBytes: maxMessageBytes,
 	})
 	if err != nil {
 		return err

@@ -10,7 +10,7 @@ const (
 	StepReleased = "released" // by an operator
 	StepRetried  = "retried"  // by an operator: due at once
 	StepDropped  = "dropped"  // by an operator
-	StepBounced  = "bounced"  // a delivery status notification of failure was written; Reply is its id
+	StepBounced  = "bounced"  // a delivery status notification of failure was written, or nobody wanted one
 	StepWarned   = "warned"   // one of delay
 	StepExpired  = "expired"  // a failed message was removed after the time it is kept
 )

@@ -118,7 +118,7 @@ func replyTests() []replyTest {
 		{38, "banned-sender", mail, "550 5.7.503 Access denied, banned sender", status.ParkSender, 0, false, unblock},
 		{39, "banned-tenant", dot, "550 5.7.705 Access denied, tenant has exceeded threshold", status.ParkTenant, 0, false, "Help & support"},
 		{39, "banned-tenant", rcpt, "550 5.7.708 Access denied, traffic not accepted from this IP", status.ParkTenant, 0, false, "Help & support"},
-		{40, "unregistered-domains", dot, "550 5.7.750 Service unavailable. Client blocked from sending from unregistered domains", status.ParkTenant, 0, false, "Get-AcceptedDomain"},
+		{40, "unregistered-domains", dot, "550 5.7.750 Service unavailable. Client blocked from sending from unregistered domains", status.ParkSender, 0, false, "Get-AcceptedDomain"},
 		{41, "header-too-large", dot, "552 5.3.4 Header size exceeds fixed maximum size", status.Fail, 0, false, "fewer recipients"},
 		{42, "message-too-large", dot, "552 5.3.4 Message size exceeds fixed maximum message size", status.Fail, 0, false, "-MaxSendSize"},
 		{42, "message-too-large", mail, "552 5.3.4 Message size exceeds fixed maximum message size", status.Fail, 0, false, "-MaxSendSize"},

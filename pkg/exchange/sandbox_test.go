@@ -125,7 +125,7 @@ func TestSandboxFaults(t *testing.T) {
 		"dot-submission-quota": status.HoldSender, "dot-mailbox-full": status.ParkSender, "dot-bad-sender": status.ParkSender,
 		"dot-tenant-external": status.HoldTenantExternal, "dot-trial-external": status.HoldTenantExternal, "dot-onmicrosoft": status.HoldSenderExternal,
 		"dot-spam": status.ParkSender, "dot-banned": status.ParkSender, "dot-tenant-threshold": status.ParkTenant, "dot-tenant-ip": status.ParkTenant,
-		"dot-unregistered-domain": status.ParkTenant, "dot-header-size": status.Fail, "dot-mime": status.Fail, "dot-invalid-characters": status.Fail,
+		"dot-unregistered-domain": status.ParkSender, "dot-header-size": status.Fail, "dot-mime": status.Fail, "dot-invalid-characters": status.Fail,
 		"dot-hourly-pair": status.Retry, "dot-not-allowed": status.Fail, "dot-group": status.Fail,
 
 		"no-starttls": status.Retry, "starttls-454": status.Retry, "starttls-injection": status.Retry, "cert-expired": status.Retry,

@@ -90,7 +90,7 @@ type Options struct {
 // times over.
 const composing = 4
 
-// perAddress is how many notifications one address gets in any hour.
+// perAddress is how many notifications one address gets in any hour, where a digest tells operators of the others.
 const perAddress = 10
 
 // Postmaster writes relayd's own mail. All its methods may be called at once.
@@ -218,7 +218,7 @@ func (p *Postmaster) admit(to envelope.Address) (place *entry, why string) {
 	switch {
 	case len(p.written.entries) >= p.set.PerHour-p.set.reserve():
 		why = "relayd has written too many mails within the hour"
-	case p.written.to(to) >= perAddress:
+	case p.set.notifies() && p.written.to(to) >= perAddress: // without operators, nobody would read of the others
 		why = "the address has got too many notifications within the hour"
 	default:
 		return p.written.take(now, to), ""

@@ -299,6 +299,21 @@ func TestNobodyToTell(t *testing.T) {
 	}
 }
 
+// Many an app has one reverse-path for everything: where no operator reads a digest, only the hour's cap bounds what it gets.
+func TestPerAddressWithoutOperators(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		set := r.settings()
+		set.Notify = nil
+		r.Configure(set)
+		for i := range 2 * perAddress {
+			if n := len(r.bounce()); n != 1 {
+				t.Fatalf("bounce %d: %d mails, want 1", i, n)
+			}
+		}
+	})
+}
+
 func TestPerAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)

@@ -65,6 +65,9 @@ func Behind(stage status.Stage) bool {
 	return stage == status.StageMail || stage == status.StageRcpt || stage == status.StageData || stage == status.StageDot
 }
 
+// signIn reports whether a reply at stage is about a token or the sign-in.
+func signIn(stage status.Stage) bool { return stage == status.StageToken || stage == status.StageAuth }
+
 // quota reports whether the action is that of a reply for want of quota, which Exchange Online does not count.
 func quota(a status.Action) bool {
 	return a == status.HoldSender || a == status.HoldSenderExternal || a == status.HoldTenantExternal
@@ -102,7 +105,8 @@ type judgement struct {
 //	park, hold                → deferred, and no attempt was spent; due when the gate opens
 //	split                     → untouched, due at once. Where nobody was accepted beside it, parts become half as large;
 //	                            one that is alone already is deferred (4yz) or failed (5yz)
-//	anything else             → deferred; failed once it has outlived its lifetime
+//	anything else             → deferred; failed once it has outlived its lifetime, but by no refusal of a sign-in or a
+//	                            token, which is no message's fault
 //
 // A relay that stops spends no attempt on what it cut off. Where nothing but that and parks came of it, the message is
 // released unchanged. A body that does not match its hash, and a message that panicked three times, is held.
@@ -255,7 +259,7 @@ func (j *judgement) refused(i int, e *status.Error) {
 	case deferred:
 		res.Attempts++
 		res.Due = j.Now.Add(j.rules.wait(res.Attempts, j.lot, e.Wait))
-		if j.rules.outlived(j.Now.Sub(j.Envelope.Received), res.Attempts) && !j.held() {
+		if !signIn(e.Stage) && j.rules.outlived(j.Now.Sub(j.Envelope.Received), res.Attempts) && !j.held() {
 			res.State = envelope.Failed
 			res.Reply = fmt.Sprintf("554 5.4.7 not delivered within %v; last reply: %s", j.rules.Lifetime, e.Error())
 		}

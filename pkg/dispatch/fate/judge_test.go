@@ -225,6 +225,22 @@ func TestLifetimeOfEach(t *testing.T) {
 	}
 }
 
+// A message outlives its lifetime by replies about itself, or by a far end that is not there; never by a sign-in.
+func TestNoSignInEndsALife(t *testing.T) {
+	env := toMany(1)
+	env.Received = epoch.Add(-2000 * time.Hour)
+	before := envelope.Progress{Attempts: 150, Results: []envelope.Result{{State: envelope.Deferred, Attempts: 150}}}
+	for stage, want := range map[status.Stage]envelope.State{
+		status.StageToken: envelope.Deferred, status.StageAuth: envelope.Deferred, status.StageConnect: envelope.Failed, status.StageRcpt: envelope.Failed,
+	} {
+		for _, a := range []status.Action{status.Retry, status.BackOffSender, status.BackOffTenant} {
+			if v := judge(before, env, []int{0}, at(stage, 451, a, "x")); v.Progress.Results[0].State != want {
+				t.Errorf("%s at %s: %v, want %v", a, stage, v.Progress.Results[0].State, want)
+			}
+		}
+	}
+}
+
 func TestRetryOnce(t *testing.T) {
 	env := toMany(1)
 	env.Received = epoch

@@ -275,7 +275,7 @@ func blocked() []entry {
 				"address without reputation (5.7.708)", Advice: adviceSupport,
 			Source: sourceNDR},
 			or: []fit{{text: "tenant has exceeded threshold"}, {text: "traffic not accepted from this ip"}}},
-		{Row: Row{Name: "unregistered-domains", Number: 40, Enhanced: "5.7.750", Action: status.ParkTenant,
+		{Row: Row{Name: "unregistered-domains", Number: 40, Enhanced: "5.7.750", Action: status.ParkSender,
 			Cause: "Microsoft has blocked the tenant for sending from domains that are not its own",
 			Advice: "Microsoft 365 admin center > Settings > Domains: add and verify every domain the senders use. " +
 				"PowerShell: Get-AcceptedDomain. " + adviceSupport,
