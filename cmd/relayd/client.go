@@ -190,6 +190,9 @@ func filterQuery(f *api.Filter) url.Values {
 			q.Set(name, value)
 		}
 	}
+	if f.Queued {
+		q.Set("queued", "true")
+	}
 	if !f.Since.IsZero() {
 		q.Set("since", f.Since.UTC().Format(time.RFC3339Nano))
 	}

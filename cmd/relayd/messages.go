@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"relayd/pkg/admin/api"
 	"relayd/pkg/envelope"
 	"relayd/pkg/history"
@@ -34,8 +36,9 @@ func (m *messages) List(ctx context.Context, q envelope.Query) ([]envelope.Summa
 	if q.Limit <= 0 {
 		q.Limit = defaultList
 	}
-	if q.State != "" && q.State != envelope.Sent && q.MessageID == "" && q.Recipient == "" {
-		return m.queued(ctx, q)
+	inQueue := q.Queued || q.State != "" && q.State != envelope.Sent
+	if inQueue && q.MessageID == "" && q.Recipient == "" {
+		return m.queued(ctx, q), nil
 	}
 	asked := q
 	if q.State != envelope.Sent {
@@ -48,8 +51,8 @@ func (m *messages) List(ctx context.Context, q envelope.Query) ([]envelope.Summa
 			return nil, errors.Join(api.ErrUnavailable, err)
 		}
 		for i := range page {
-			m.correct(&page[i])
-			if q.State == "" || page[i].State == q.State {
+			held := m.correct(&page[i])
+			if (held || !inQueue) && (q.State == "" || page[i].State == q.State) {
 				list = append(list, page[i])
 			}
 		}
@@ -61,36 +64,39 @@ func (m *messages) List(ctx context.Context, q envelope.Query) ([]envelope.Summa
 	return list[:min(len(list), q.Limit)], nil
 }
 
-// correct gives a summary of the history the state its message has now.
-func (m *messages) correct(s *envelope.Summary) {
+// correct gives a summary of the history the state its message has now, and reports whether the queue still holds it.
+func (m *messages) correct(s *envelope.Summary) bool {
 	info, ok := m.queue.Info(s.ID)
 	if !ok {
 		if !s.State.Final() { // its last step did not reach the history: only what was sent leaves by itself
 			s.State = envelope.Sent
 		}
-		return
+		return false
 	}
 	s.State, s.Due, s.Attempts = info.State, info.Due, max(s.Attempts, info.Attempts)
 	s.Reply = cmp.Or(info.Reason, s.Reply)
+	return true
 }
 
 // queued lists from the queue, the latest accepted first.
-func (m *messages) queued(ctx context.Context, q envelope.Query) ([]envelope.Summary, error) {
+func (m *messages) queued(ctx context.Context, q envelope.Query) []envelope.Summary {
 	sender := addressFilter(q.Sender)
 	infos := m.queue.List(func(i queue.Info) bool {
 		at := i.ID.Time()
-		return i.State == q.State && (q.ID == "" || i.ID == q.ID) && (q.Before == "" || i.ID < q.Before) && sender(i.Sender) &&
+		return (q.State == "" || i.State == q.State) && (q.ID == "" || i.ID == q.ID) && (q.Before == "" || i.ID < q.Before) && sender(i.Sender) &&
 			(q.Since.IsZero() || !at.Before(q.Since)) && (q.Until.IsZero() || at.Before(q.Until))
 	})
 	slices.Reverse(infos)
-	infos = infos[:min(len(infos), q.Limit)]
-	list := make([]envelope.Summary, 0, len(infos))
+	list := make([]envelope.Summary, 0, min(len(infos), q.Limit))
 	for i := range infos {
+		if len(list) == q.Limit {
+			break
+		}
 		if s := m.summary(ctx, &infos[i]); s != nil {
 			list = append(list, *s)
 		}
 	}
-	return list, nil
+	return list
 }
 
 // summary is a queued message's line: from the history where it has one, else from the queue's own record. nil: the
@@ -240,4 +246,46 @@ func apiError(err error) error {
 		return status.New(550, status.Enhanced{5, 7, 0}, "the message is held; release it to have it tried")
 	}
 	return err
+}
+
+const (
+	healAge  = 10 * time.Second // how long before its newest message the history may have lost steps: far more than it buffers
+	healMost = 10_000           // messages looked after at a start
+)
+
+// heal gives the history back what kill -9 took of it: messages of the queue that were accepted after the newest it knows, or
+// just before, and where they stand. Those that were sent in its last moments stay unknown.
+func (m *messages) heal(ctx context.Context, record func(envelope.Step), log *zap.Logger) {
+	newest, err := m.history.Search(ctx, envelope.Query{Limit: 1})
+	if err != nil {
+		return // ctx has ended, or the history cannot be read: it has said so
+	}
+	var since time.Time
+	if len(newest) > 0 {
+		since = newest[0].Received.Add(-healAge)
+	}
+	infos := m.queue.List(func(i queue.Info) bool { return !i.ID.Time().Before(since) })
+	healed := 0
+	for _, info := range infos[max(0, len(infos)-healMost):] {
+		if found, err := m.history.Search(ctx, envelope.Query{ID: info.ID, Limit: 1}); err != nil || len(found) > 0 && len(found[0].Recipients) > 0 {
+			continue
+		}
+		claim, err := m.queue.Get(ctx, info.ID)
+		if err != nil || claim.Envelope == nil {
+			continue // on its way out of the queue, or damaged
+		}
+		env, p := claim.Envelope, &claim.Progress
+		record(envelope.Step{ID: env.ID, At: env.Received, What: envelope.StepAccepted, State: envelope.Queued, Envelope: env})
+		if len(p.Results) == len(env.Recipients) {
+			step := envelope.Step{ID: env.ID, At: p.Changed, What: envelope.StepAttempt, State: p.State, Attempt: p.Attempts, Due: p.Due, Reply: p.Reason}
+			for i, r := range p.Results {
+				step.Recipients = append(step.Recipients, envelope.StepResult{Address: env.Recipients[i].Address, State: r.State, Reply: r.Reply})
+			}
+			record(step)
+		}
+		healed++
+	}
+	if healed > 0 {
+		log.Info("history: took up messages of the queue that it did not know", zap.Int("messages", healed))
+	}
 }

@@ -101,12 +101,15 @@ func readIDs(args []string) ([]envelope.ID, error) {
 func newQueueListCommand(at *apiFlags) *cobra.Command {
 	var filters filterFlags
 	var limit int
-	var asJSON bool
+	var asJSON, history bool
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List messages, the latest first",
+		Short: "List the messages in the queue, the latest first",
+		Long: "List what is in the queue: messages that wait, are held, or have failed and are kept. With --history, --message-id or\n" +
+			"--state sent also those that have left it, as long as the history knows of them.",
 		Example: `  relayd queue list
   relayd queue list --state parked --sender '*@contoso.com' --limit 0
+  relayd queue list --history --recipient you@example.com
   relayd queue list --message-id 'abc@erp.contoso.com'
   relayd queue list --older-than 1d --json | jq -r .id`,
 		Args: cobra.NoArgs,
@@ -122,10 +125,12 @@ func newQueueListCommand(at *apiFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			filter.Queued = !history && filter.State != envelope.Sent && filter.MessageID == ""
 			return listQueue(cmd, c, &filter, limit, asJSON)
 		},
 	}
 	filters.register(cmd.Flags())
+	cmd.Flags().BoolVar(&history, "history", false, "also messages that have left the queue")
 	cmd.Flags().IntVar(&limit, "limit", 100, "at most so many; 0 lists all")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "one JSON object a line")
 	return cmd
@@ -337,7 +342,9 @@ func (a *queueAction) run(cmd *cobra.Command, c *client, ids []envelope.ID, filt
 // chosen returns the ids of all messages that fit f and may be in the queue, and the first few: what was sent is history,
 // which there is nothing to do about.
 func chosen(ctx context.Context, c *client, f *api.Filter) (ids []envelope.ID, sample []envelope.Summary, err error) {
-	_, err = c.pages(ctx, f, 0, func(page []envelope.Summary) error {
+	held := *f
+	held.Queued = held.State != envelope.Sent
+	_, err = c.pages(ctx, &held, 0, func(page []envelope.Summary) error {
 		for i := range page {
 			if page[i].State == envelope.Sent {
 				continue

@@ -230,7 +230,13 @@ func (d *daemon) openUpstream(reg prometheus.Registerer) (err error) {
 func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	reload := make(chan struct{}, 1)
 
-	d.parts.start("history", func(ctx context.Context) error { d.history.Run(ctx); return nil })
+	d.parts.start("history", func(ctx context.Context) error {
+		var healing sync.WaitGroup
+		healing.Go(func() { (&messages{queue: d.queue, history: d.history}).heal(ctx, d.history.Record, d.log) })
+		d.history.Run(ctx)
+		healing.Wait()
+		return nil
+	})
 	d.parts.start("queue watch", d.queue.Run)
 	d.parts.start("admin", d.admin.Run)
 	d.parts.start("postmaster", d.postmaster.Run)

@@ -46,6 +46,7 @@ type Query struct {
 	Sender    string    // an address, or "*@domain"; compared without case
 	Recipient string    // the same, of any recipient
 	State     State     // the last known
+	Queued    bool      // only what the queue still holds: not what was sent, dropped or has expired
 	Since     time.Time // accepted at or after
 	Until     time.Time // accepted before
 	Before    ID        // accepted before that message: the next page

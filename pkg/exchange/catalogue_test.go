@@ -62,7 +62,8 @@ func replyTests() []replyTest {
 		{7, "server-error-after-data", dot, "451 Temporary server error. Please try again later MRH1", status.Uncertain, 0, false, ""},
 		{7, "server-error", mail, "451 4.3.111 Temporary server error. Please try again later MRH1", status.Retry, 0, false, ""}, // nothing sent yet
 		{8, "session-timed-out", mail, "421 4.4.1 Connection timed out. Total session duration: 00:20:55.1", status.Retry, 0, false, ""},
-		{9, "connection-dropped", dot, "421 4.4.2 Connection dropped", status.BackOffSender, 0, false, ""},
+		{9, "connection-dropped", mail, "421 4.4.2 Connection dropped", status.BackOffSender, 0, false, ""},
+		{9, "connection-dropped-after-data", dot, "421 4.4.2 Connection dropped", status.Uncertain, 0, false, ""},
 		{10, "old-tls", status.StageSTARTTLS, "421 4.7.66 TLS 1.0 and 1.1 are not supported. Please upgrade/update your client to support TLS 1.2.", status.ParkTenant, 0, false, "proxy or firewall"},
 		{10, "old-tls", mail, "421 4.7.66 TLS 1.0 and 1.1 are not supported.", status.ParkTenant, 0, false, "proxy or firewall"},
 		{11, "outbound-suspicion", rcpt, "451 4.7.500 Access denied, please try again later. For more information see (AS112201) [X]", status.BackOffTenant, 0, false, "Restricted entities"},

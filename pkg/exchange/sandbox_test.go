@@ -134,7 +134,7 @@ func TestSandboxFaults(t *testing.T) {
 		"ehlo-endless-line": status.Retry, "ehlo-garbage": status.Retry, "mail-control": status.Retry, "mail-blackhole": status.Retry,
 		"mail-drip": status.Retry, "body-drop": status.Retry, "body-rst": status.Retry, "body-stall": status.Retry,
 		"dot-drop-delivered": status.Uncertain, "dot-drop-lost": status.Uncertain, "dot-rst-delivered": status.Uncertain,
-		"dot-blackhole-delivered": status.Uncertain, "dot-421-delivered": status.BackOffSender,
+		"dot-blackhole-delivered": status.Uncertain, "dot-421-delivered": status.Uncertain,
 
 		"token-429": status.BackOffTenant, "token-500": status.Retry, "token-503": status.Retry, "token-garbage": status.Retry,
 		"token-rst": status.Retry, "token-blackhole": status.Retry, "token-7000215": status.ParkTenant, "token-7000222": status.ParkTenant,

@@ -62,12 +62,15 @@ func TestQueueCommands(t *testing.T) {
 			"--message-id=waiting.erp@contoso.com": one, "--recipient=B@Example.net": one, "--recipient=*@example.net": one, "--sender=crm@contoso.com": sent,
 			"--state=sent": sent, "--recipient=c@example.com": two,
 		} {
-			if got := w.list(filter); len(got) != 1 || got[0].ID != want {
+			if got := w.list("--history", filter); len(got) != 1 || got[0].ID != want {
 				t.Errorf("%s: %+v, want %s", filter, got, want)
 			}
 		}
 		if got := w.list("--state", "held"); len(got) != 2 || got[0].ID != two || got[1].ID != one {
 			t.Errorf("held: %+v, want the two, the latest first", got)
+		}
+		if got := w.list(); len(got) != 2 || got[0].ID != two {
+			t.Errorf("without a filter: %+v, want what is in the queue", got)
 		}
 		if got := w.list("--state", "held", "--recipient", "a@example.com"); len(got) != 1 || got[0].ID != one {
 			t.Errorf("held to a@example.com: %+v", got)
@@ -165,5 +168,29 @@ func TestDoctorCommand(t *testing.T) {
 	}
 	if n := w.stats().Messages; n != 0 {
 		t.Errorf("doctor sent %d messages", n)
+	}
+}
+
+// TestHistoryAfterKill kills the relay before its history is on the disk: what the queue kept is found all the same, by
+// every filter.
+func TestHistoryAfterKill(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.start(plan{})
+	w.fault(`{"preset": "rcpt-not-found", "recipient": "gone@example.com"}`)
+	w.fault(`{"stage": "rcpt", "reply": "450 4.2.1 mailbox busy", "recipient": "busy@example.com"}`)
+	gone := w.send("erp@contoso.com", letter("erp@contoso.com", "gone"), "gone@example.com")
+	busy := w.send("crm@contoso.com", letter("crm@contoso.com", "busy"), "busy@example.com")
+	w.relay.Kill()
+	w.restart()
+	w.becomes(1, "relayd_queue_messages", `state="failed"`)
+	for filter, want := range map[string]string{"--message-id=gone.erp@contoso.com": gone, "--recipient=busy@example.com": busy, "--state=failed": gone} {
+		eventually(t, filter+" finds it", func() bool {
+			got := w.list(filter)
+			return len(got) == 1 && got[0].ID == want
+		})
+	}
+	if story := w.command("queue", "show", gone, "--api", "http://"+w.relay.Admin); !strings.Contains(story, "accepted") {
+		t.Errorf("the story of a message whose history was lost:\n%s", story)
 	}
 }

@@ -338,22 +338,18 @@ func failures(ctx context.Context, relay *rig.Relay) (map[string]map[string]*fai
 			before = m.ID
 			var whole struct {
 				Envelope struct {
-					MessageID  string `json:"message_id"`
-					Recipients []struct {
-						Address string `json:"address"`
-					} `json:"recipients"`
+					MessageID string `json:"message_id"`
 				} `json:"envelope"`
-				Progress struct {
-					Results []struct {
-						State string `json:"state"`
-						Reply string `json:"reply"`
-					} `json:"results"`
-				} `json:"progress"`
+				Recipients []struct {
+					Address string `json:"address"`
+					State   string `json:"state"`
+					Reply   string `json:"reply"`
+				} `json:"recipients"`
 			}
 			if err := get(ctx, relay, "/api/v1/messages/"+m.ID, &whole); err != nil {
 				return nil, err
 			}
-			for i, r := range whole.Progress.Results {
+			for _, r := range whole.Recipients {
 				if r.State != "failed" {
 					continue
 				}
@@ -361,7 +357,7 @@ func failures(ctx context.Context, relay *rig.Relay) (map[string]map[string]*fai
 				if all[id] == nil {
 					all[id] = map[string]*failure{}
 				}
-				all[id][whole.Envelope.Recipients[i].Address] = &failure{r.Reply}
+				all[id][r.Address] = &failure{r.Reply}
 			}
 		}
 	}

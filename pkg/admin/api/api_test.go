@@ -280,6 +280,8 @@ func TestBadQueries(t *testing.T) {
 		"before=" + strings.Repeat("x", 30):     "query.before: expected length <= 20",
 		"sender=" + strings.Repeat("x", 321):    "query.sender: expected length <= 320",
 		"state=sent&state=failed":               "query.state: given more than once",
+		"message_id=%3C%3E":                     "message_id: nothing stands between the angle brackets",
+		"message_id=%20":                        "message_id: nothing stands",
 		"sender=%zz":                            "the query of the address is malformed",
 		"a=1;b=2":                               "the query of the address is malformed",
 		strings.Repeat("x", 1000) + "=1&state=": "query.xxxx",

@@ -133,6 +133,7 @@ type Filter struct {
 	Sender    string         `query:"sender" json:"sender,omitempty" maxLength:"320" doc:"an address, or *@domain"`
 	Recipient string         `query:"recipient" json:"recipient,omitempty" maxLength:"320" doc:"an address, or *@domain: of any recipient"`
 	State     envelope.State `query:"state" json:"state,omitempty" enum:"queued,sending,sent,deferred,held,parked,uncertain,failed" doc:"the last known"`
+	Queued    bool           `query:"queued" json:"queued,omitempty" doc:"only what the queue still holds: waiting, held and failed messages"`
 	Since     time.Time      `query:"since" json:"since,omitzero" doc:"accepted at or after this time (RFC 3339)"`
 	Until     time.Time      `query:"until" json:"until,omitzero" doc:"accepted before this time (RFC 3339)"`
 	OlderThan Age            `query:"older_than" json:"older_than,omitzero" doc:"accepted longer ago than this: 30m, 4h, 5d"`
@@ -151,8 +152,11 @@ func (f *Filter) query(before envelope.ID, limit int, now time.Time) (envelope.Q
 			return envelope.Query{}, problem.New(http.StatusUnprocessableEntity, "%s: not a queue id, which has 20 letters and digits", name)
 		}
 	}
+	if f.MessageID != "" && strings.Trim(f.MessageID, "<> \t") == "" {
+		return envelope.Query{}, problem.New(http.StatusUnprocessableEntity, "message_id: nothing stands between the angle brackets")
+	}
 	q := envelope.Query{
-		ID: f.ID, MessageID: f.MessageID, Sender: f.Sender, Recipient: f.Recipient, State: f.State,
+		ID: f.ID, MessageID: f.MessageID, Sender: f.Sender, Recipient: f.Recipient, State: f.State, Queued: f.Queued,
 		Since: f.Since, Until: f.Until, Before: before, Limit: limit,
 	}
 	if f.OlderThan.Duration > 0 {
