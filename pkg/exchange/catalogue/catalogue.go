@@ -186,6 +186,10 @@ func (r *Row) check(fail func(field, problem string), known bool) {
 	if r.Action == status.Uncertain && r.Stage != status.StageDot && (r.matches() || !known) {
 		fail("action", "uncertain needs stage dot: before that nothing can have been accepted")
 	}
+	session := r.Stage == status.StageGreeting || r.Stage == status.StageEHLO || r.Stage == status.StageSTARTTLS || r.Stage == status.StageAuth
+	if session && (r.Action == status.Fail || r.Action == status.Split || r.Action == status.RetryOnce) {
+		fail("action", "must be another at this stage: no message has been seen yet, so none is at fault")
+	}
 	if r.Wait < 0 || r.Wait > MaxWait {
 		fail("wait", fmt.Sprintf("must be from 0 to %v", MaxWait))
 	}

@@ -196,6 +196,8 @@ func TestNewRefuses(t *testing.T) {
 		{"text", func(r *Row) { r.Code = "" }},
 		{"action", func(r *Row) { r.Action = 200 }},
 		{"action", func(r *Row) { r.Action = status.Uncertain }},
+		{"action", func(r *Row) { r.Stage, r.Action = status.StageAuth, status.Fail }},
+		{"action", func(r *Row) { r.Stage, r.Action = status.StageGreeting, status.Split }},
 		{"wait", func(r *Row) { r.Wait = -1 }},
 		{"wait", func(r *Row) { r.Wait = 25 * time.Hour }},
 		{"wait", func(r *Row) { r.Action = status.RetryOnce }},
