@@ -451,13 +451,21 @@ type fakeReporter struct {
 	before  func() // called in Bounce
 }
 
+// answer is the id of what is written of that kind.
+func (r *fakeReporter) answer(kind string) envelope.ID {
+	if r.broken != nil {
+		return ""
+	}
+	return envelope.ID("the " + kind)
+}
+
 type told struct {
 	id    envelope.ID
 	who   []int
 	until time.Time
 }
 
-func (r *fakeReporter) Bounce(_ context.Context, claim *envelope.Claim, p *envelope.Progress, failed []int) error {
+func (r *fakeReporter) Bounce(_ context.Context, claim *envelope.Claim, p *envelope.Progress, failed []int) (envelope.ID, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.panics {
@@ -467,22 +475,22 @@ func (r *fakeReporter) Bounce(_ context.Context, claim *envelope.Claim, p *envel
 		r.before()
 	}
 	if r.broken != nil {
-		return r.broken
+		return "", r.broken
 	}
 	for _, i := range failed {
 		if p.Results[i].State != envelope.Failed {
-			return fmt.Errorf("told of the failure of a recipient that is %s", p.Results[i].State)
+			return "", fmt.Errorf("told of the failure of a recipient that is %s", p.Results[i].State)
 		}
 	}
 	r.bounced = append(r.bounced, told{id: claim.Envelope.ID, who: slices.Clone(failed)})
-	return nil
+	return r.answer("bounce"), nil
 }
 
-func (r *fakeReporter) Delay(_ context.Context, claim *envelope.Claim, _ *envelope.Progress, open []int, until time.Time) error {
+func (r *fakeReporter) Delay(_ context.Context, claim *envelope.Claim, _ *envelope.Progress, open []int, until time.Time) (envelope.ID, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.delayed = append(r.delayed, told{id: claim.Envelope.ID, who: slices.Clone(open), until: until})
-	return r.broken
+	return r.answer("delay"), r.broken
 }
 
 func (r *fakeReporter) Park(p status.Park) {

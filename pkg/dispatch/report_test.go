@@ -275,8 +275,8 @@ func TestSteps(t *testing.T) {
 				to(0, envelope.Parked, "auth: 535 no"), to(1, envelope.Parked, "auth: 535 no"), to(2, envelope.Parked, "auth: 535 no")}},
 			{What: envelope.StepAttempt, State: envelope.Deferred, By: by, Attempt: 1, Took: 2 * time.Second, Reply: "rcpt: 450 busy", Advice: "advice on busy", Recipients: []envelope.StepResult{
 				to(0, envelope.Failed, "rcpt: 550 unknown"), to(1, envelope.Deferred, "rcpt: 450 busy"), to(2, envelope.Sent, "250 2.0.0 OK")}},
-			{What: envelope.StepBounced, State: envelope.Deferred, Recipients: []envelope.StepResult{to(0, envelope.Failed, "rcpt: 550 unknown")}},
-			{What: envelope.StepWarned, State: envelope.Deferred, Recipients: []envelope.StepResult{to(1, envelope.Deferred, "rcpt: 450 busy")}},
+			{What: envelope.StepBounced, State: envelope.Deferred, Reply: "the bounce", Recipients: []envelope.StepResult{to(0, envelope.Failed, "rcpt: 550 unknown")}},
+			{What: envelope.StepWarned, State: envelope.Deferred, Reply: "the delay", Recipients: []envelope.StepResult{to(1, envelope.Deferred, "rcpt: 450 busy")}},
 			{What: envelope.StepAttempt, State: envelope.Failed, By: by, Attempt: 2, Took: 2 * time.Second, Reply: "250 2.0.0 OK", Recipients: []envelope.StepResult{to(1, envelope.Sent, "250 2.0.0 OK")}},
 		}
 		mu.Lock()

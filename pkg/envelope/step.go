@@ -10,8 +10,8 @@ const (
 	StepReleased = "released" // by an operator
 	StepRetried  = "retried"  // by an operator: due at once
 	StepDropped  = "dropped"  // by an operator
-	StepBounced  = "bounced"  // a delivery status notification of failure was written, or nobody wanted one
-	StepWarned   = "warned"   // one of delay
+	StepBounced  = "bounced"  // a delivery status notification of failure was written; Reply is its id
+	StepWarned   = "warned"   // one of delay; likewise
 	StepExpired  = "expired"  // a failed message was removed after the time it is kept
 )
 
@@ -26,7 +26,7 @@ type Step struct {
 	Attempt    int           `json:"attempt,omitempty"`    // number of the attempt, from 1
 	Took       time.Duration `json:"took,omitempty"`       // ns
 	Due        time.Time     `json:"due,omitzero"`         // when the next attempt is
-	Reply      string        `json:"reply,omitempty"`      // the reply that decided, escaped; or why
+	Reply      string        `json:"reply,omitempty"`      // the reply that decided, escaped; or why; or the id of what was written
 	Advice     string        `json:"advice,omitempty"`     // what an operator can do about it
 	Recipients []StepResult  `json:"recipients,omitempty"` // those the step was about; empty: all
 	Envelope   *Envelope     `json:"envelope,omitempty"`   // of StepAccepted

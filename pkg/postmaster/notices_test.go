@@ -365,7 +365,7 @@ func TestDelaysSuppressedAreInTheDigest(t *testing.T) {
 		defer stop()
 		for range perAddress + 2 {
 			c, p := claim()
-			if err := r.Delay(t.Context(), c, p, []int{0}, time.Time{}); err != nil {
+			if _, err := r.Delay(t.Context(), c, p, []int{0}, time.Time{}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -137,20 +137,21 @@ func (p *Postmaster) settings() Settings {
 	return p.set
 }
 
-// Bounce has the message's sender told that the recipients with the given indices failed, and notes them for the digest. nil
-// also means that there is nobody to tell. An error says that it could not be stored now: ask again.
-func (p *Postmaster) Bounce(ctx context.Context, claim *envelope.Claim, progress *envelope.Progress, failed []int) error {
+// Bounce has the message's sender told that the recipients with the given indices failed, and notes them for the digest.
+// It returns the id of the notification; "" where there is nobody to tell, or something is against it. An error says that it
+// could not be stored now: ask again.
+func (p *Postmaster) Bounce(ctx context.Context, claim *envelope.Claim, progress *envelope.Progress, failed []int) (written envelope.ID, err error) {
 	n := notification{kind: kindFailure, claim: claim, progress: progress, about: bounce.FailureWanted(claim.Envelope, failed), compose: bounce.Failure}
-	if err := p.tell(ctx, &n); err != nil {
-		return err
+	if written, err = p.tell(ctx, &n); err != nil {
+		return "", err
 	}
 	p.noteFailed(claim.Envelope, progress, failed)
-	return nil
+	return written, nil
 }
 
 // Delay has the message's sender told that the recipients with the given indices still wait, and until when they are
-// tried. Errors as for Bounce.
-func (p *Postmaster) Delay(ctx context.Context, claim *envelope.Claim, progress *envelope.Progress, open []int, until time.Time) error {
+// tried. It returns what Bounce does.
+func (p *Postmaster) Delay(ctx context.Context, claim *envelope.Claim, progress *envelope.Progress, open []int, until time.Time) (written envelope.ID, err error) {
 	return p.tell(ctx, &notification{
 		kind: kindDelay, claim: claim, progress: progress, about: bounce.DelayWanted(claim.Envelope, open), until: until, compose: bounce.Delay,
 	})
@@ -175,38 +176,38 @@ func (n *notification) label() string {
 	return string(b)
 }
 
-// tell writes a notification, unless something in the package comment's table is against it.
-func (p *Postmaster) tell(ctx context.Context, n *notification) error {
+// tell writes a notification, unless something in the package comment's table is against it, and returns its id or "".
+func (p *Postmaster) tell(ctx context.Context, n *notification) (envelope.ID, error) {
 	env, set := n.claim.Envelope, p.settings()
 	if !slices.Contains(set.Modes, ModeDSN) || set.From == "" || env.ReversePath == "" || len(n.about) == 0 {
-		return nil
+		return "", nil
 	}
 	if env.Intake == Intake {
 		p.suppress(n, "the mail is relayd's own")
-		return nil
+		return "", nil
 	}
 	if env.ReversePath.Key() == set.From.Key() {
 		p.suppress(n, "the reverse-path is the postmaster's own")
-		return nil
+		return "", nil
 	}
 	select {
 	case p.slots <- struct{}{}:
 		defer func() { <-p.slots }()
 	case <-ctx.Done():
-		return fmt.Errorf("write notification: %w", ctx.Err())
+		return "", fmt.Errorf("write notification: %w", ctx.Err())
 	}
 	place, why := p.admit(env.ReversePath)
 	if place == nil {
 		p.suppress(n, why)
-		return nil
+		return "", nil
 	}
-	done, err := p.write(ctx, n, &set)
-	if !done {
+	written, err := p.write(ctx, n, &set)
+	if written == "" {
 		p.mu.Lock()
 		p.written.giveBack(place)
 		p.mu.Unlock()
 	}
-	return err
+	return written, err
 }
 
 // admit takes a place of the hour's for a notification to that address, or says why there is none; that counts for the digest.
@@ -231,16 +232,16 @@ func (p *Postmaster) admit(to envelope.Address) (place *entry, why string) {
 	return nil, why
 }
 
-// write composes and stores a notification. done: it is in the queue; an error is worth asking again.
-func (p *Postmaster) write(ctx context.Context, n *notification, set *Settings) (done bool, err error) {
+// write composes and stores a notification. It returns its id when it is in the queue; an error is worth asking again.
+func (p *Postmaster) write(ctx context.Context, n *notification, set *Settings) (envelope.ID, error) {
 	env := n.claim.Envelope
 	original, err := p.original(ctx, n.claim)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	if original != nil && original.AutoReplied() {
 		p.suppress(n, "the mail is itself an answer to mail")
-		return false, nil
+		return "", nil
 	}
 	now := time.Now()
 	report := &bounce.Report{
@@ -254,17 +255,17 @@ func (p *Postmaster) write(ctx context.Context, n *notification, set *Settings) 
 	if err != nil {
 		p.metrics.of(n.kind, resultError).Inc()
 		p.log.Error("notification could not be composed, and is not written", n.fields(zap.Error(err))...)
-		return false, nil
+		return "", nil
 	}
 	if err := p.put(ctx, n.kind, &report.Letter, mail); err != nil {
 		if !status.From(err).Temporary() {
 			p.log.Error("notification is not taken by the queue, and not written", n.fields(zap.Error(err))...)
-			return false, nil
+			return "", nil
 		}
-		return false, fmt.Errorf("store notification: %w", err)
+		return "", fmt.Errorf("store notification: %w", err)
 	}
 	p.log.Info("sender told", n.fields(zap.String("notification", string(report.ID)))...)
-	return true, nil
+	return report.ID, nil
 }
 
 // original reads what is returned of the message. One that cannot be read is not returned: if it is the storage that fails,

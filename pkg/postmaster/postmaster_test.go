@@ -157,7 +157,7 @@ func claim(change ...func(*envelope.Envelope)) (*envelope.Claim, *envelope.Progr
 func (r *rig) bounce(change ...func(*envelope.Envelope)) []stored {
 	r.t.Helper()
 	c, p := claim(change...)
-	if err := r.Bounce(r.t.Context(), c, p, []int{0}); err != nil {
+	if _, err := r.Bounce(r.t.Context(), c, p, []int{0}); err != nil {
 		r.t.Fatal(err)
 	}
 	return r.queue.take()
@@ -168,7 +168,8 @@ func TestBounce(t *testing.T) {
 		r := newRig(t, func(o *Options) { o.Server = func(envelope.Address) string { return "smtp.office365.com" } })
 		c, p := claim()
 		pass(time.Minute)
-		if err := r.Bounce(t.Context(), c, p, []int{0}); err != nil {
+		written, err := r.Bounce(t.Context(), c, p, []int{0})
+		if err != nil {
 			t.Fatal(err)
 		}
 		mails := r.queue.take()
@@ -176,7 +177,7 @@ func TestBounce(t *testing.T) {
 			t.Fatalf("%d mails", len(mails))
 		}
 		env := mails[0].env
-		if env.ID != c.Envelope.ID.Derived("failure 0") || !env.ID.Valid() || env.Intake != Intake || env.ReversePath != "" || env.Sender != "postmaster@contoso.com" ||
+		if env.ID != written || env.ID != c.Envelope.ID.Derived("failure 0") || !env.ID.Valid() || env.Intake != Intake || env.ReversePath != "" || env.Sender != "postmaster@contoso.com" ||
 			!env.Received.Equal(time.Now()) || env.MessageID != "<"+string(env.ID)+"@relay.contoso.com>" || env.EightBit || env.SMTPUTF8 {
 			t.Errorf("envelope %+v", env)
 		}
@@ -204,7 +205,7 @@ func TestBounceOnce(t *testing.T) {
 	r := newRig(t)
 	c, p := claim()
 	for range 2 { // asked again, as after a crash
-		if err := r.Bounce(t.Context(), c, p, []int{0}); err != nil {
+		if _, err := r.Bounce(t.Context(), c, p, []int{0}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -212,10 +213,10 @@ func TestBounceOnce(t *testing.T) {
 		t.Errorf("%d notifications about one failure", n)
 	}
 	p.Results[1] = p.Results[0]
-	if err := r.Bounce(t.Context(), c, p, []int{1}); err != nil || len(r.queue.take()) != 1 {
+	if _, err := r.Bounce(t.Context(), c, p, []int{1}); err != nil || len(r.queue.take()) != 1 {
 		t.Errorf("another recipient's failure is not told: %v", err)
 	}
-	if err := r.Delay(t.Context(), c, p, []int{0}, time.Time{}); err != nil || len(r.queue.take()) != 1 {
+	if _, err := r.Delay(t.Context(), c, p, []int{0}, time.Time{}); err != nil || len(r.queue.take()) != 1 {
 		t.Errorf("a delay is taken for the failure: %v", err)
 	}
 }
@@ -225,11 +226,12 @@ func TestDelay(t *testing.T) {
 		r := newRig(t)
 		c, p := claim(func(e *envelope.Envelope) { e.Recipients[1].Notify = "FAILURE" })
 		p.Results[0].Reply = "451 4.3.2 busy"
-		if err := r.Delay(t.Context(), c, p, []int{0, 1}, time.Now().Add(time.Hour)); err != nil {
+		written, err := r.Delay(t.Context(), c, p, []int{0, 1}, time.Now().Add(time.Hour))
+		if err != nil {
 			t.Fatal(err)
 		}
 		mails := r.queue.take()
-		if len(mails) != 1 || !strings.Contains(mails[0].text, "Action: delayed") || !strings.Contains(mails[0].text, "Will-Retry-Until: ") ||
+		if len(mails) != 1 || mails[0].env.ID != written || !strings.Contains(mails[0].text, "Action: delayed") || !strings.Contains(mails[0].text, "Will-Retry-Until: ") ||
 			strings.Contains(mails[0].text, "carol@") || mails[0].subject != "Delayed: Invoice" {
 			t.Errorf("got %v", mails)
 		}
@@ -284,8 +286,12 @@ func TestNobodyToTell(t *testing.T) {
 		r := newRig(t)
 		c, p := claim()
 		row.change(r, c)
-		if err := r.Bounce(t.Context(), c, p, []int{0}); err != nil {
+		written, err := r.Bounce(t.Context(), c, p, []int{0})
+		if err != nil {
 			t.Errorf("%s: %v", row.name, err)
+		}
+		if (written != "") != (row.sent > 0) {
+			t.Errorf("%s: said to be written as %q", row.name, written)
 		}
 		if n := len(r.queue.take()); float64(n) != row.sent {
 			t.Errorf("%s: %d mails, want %v", row.name, n, row.sent)
@@ -333,7 +339,7 @@ func TestPerAddress(t *testing.T) {
 			t.Error("capitals make another address")
 		}
 		c, p := claim()
-		if err := r.Delay(t.Context(), c, p, []int{0}, time.Time{}); err != nil || len(r.queue.take()) != 0 {
+		if written, err := r.Delay(t.Context(), c, p, []int{0}, time.Time{}); err != nil || written != "" || len(r.queue.take()) != 0 {
 			t.Errorf("a delay is not counted with failures (%v)", err)
 		}
 		r.want(kindFailure, resultSent, perAddress+1)
@@ -379,7 +385,7 @@ func TestPerHourCountsWhatWasWrittenOnly(t *testing.T) {
 	r.queue.fail(&status.Error{Code: 452, Text: "full"}, nil)
 	for range 5 {
 		c, p := claim()
-		if err := r.Bounce(t.Context(), c, p, []int{0}); err == nil {
+		if _, err := r.Bounce(t.Context(), c, p, []int{0}); err == nil {
 			t.Fatal("an error of the queue is lost")
 		}
 	}
@@ -405,14 +411,14 @@ func TestStorageErrors(t *testing.T) {
 			r := newRig(t)
 			r.queue.fail(row.err, nil)
 			c, p := claim()
-			err := r.Bounce(t.Context(), c, p, []int{0})
+			_, err := r.Bounce(t.Context(), c, p, []int{0})
 			if (err != nil) != row.ask || err != nil && !errors.Is(err, row.err) {
 				t.Errorf("%s: got %v", row.name, err)
 			}
 			if noted := r.digest.messages == 1; noted == row.ask {
 				t.Errorf("%s: in the digest: %v; a failure is noted once it is told", row.name, noted)
 			}
-			if err = r.Delay(t.Context(), c, p, []int{0}, time.Time{}); (err != nil) != row.ask {
+			if _, err = r.Delay(t.Context(), c, p, []int{0}, time.Time{}); (err != nil) != row.ask {
 				t.Errorf("%s, delay: got %v", row.name, err)
 			}
 			if len(r.written.entries) != 0 {
@@ -430,7 +436,7 @@ func TestUnreadableOriginal(t *testing.T) {
 	r := newRig(t)
 	c, p := claim()
 	c.Body = func(context.Context) io.Reader { return unreadable{envelope.ErrCorrupt} }
-	if err := r.Bounce(t.Context(), c, p, []int{0}); err != nil {
+	if _, err := r.Bounce(t.Context(), c, p, []int{0}); err != nil {
 		t.Fatal(err)
 	}
 	mails := r.queue.take()
@@ -438,12 +444,12 @@ func TestUnreadableOriginal(t *testing.T) {
 		t.Errorf("the sender is not told, or of a damaged original: %v", mails)
 	}
 	c.Body, c.Envelope.ID = nil, envelope.NewID(time.Now())
-	if err := r.Bounce(t.Context(), c, p, []int{0}); err != nil || len(r.queue.take()) != 1 {
+	if _, err := r.Bounce(t.Context(), c, p, []int{0}); err != nil || len(r.queue.take()) != 1 {
 		t.Errorf("no body: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	c.Body = func(ctx context.Context) io.Reader { cancel(); return unreadable{ctx.Err()} }
-	if err := r.Bounce(ctx, c, p, []int{0}); !errors.Is(err, context.Canceled) {
+	if _, err := r.Bounce(ctx, c, p, []int{0}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cut off: got %v", err)
 	}
 	r.want(kindFailure, resultError, 0) // nothing was composed that could fail to be stored
@@ -454,7 +460,7 @@ func TestBodyIsClosedAfterReading(t *testing.T) {
 	c, p := claim()
 	var reading context.Context
 	c.Body = func(ctx context.Context) io.Reader { reading = ctx; return strings.NewReader(text) }
-	if err := r.Bounce(t.Context(), c, p, []int{0}); err != nil {
+	if _, err := r.Bounce(t.Context(), c, p, []int{0}); err != nil {
 		t.Fatal(err)
 	}
 	if reading.Err() == nil {
@@ -489,7 +495,7 @@ func TestComposesFewAtOnce(t *testing.T) {
 		for i := range 20 {
 			all.Go(func() {
 				c, p := claim(func(e *envelope.Envelope) { e.ReversePath = envelope.Address(fmt.Sprintf("user%d@contoso.com", i)) })
-				if err := r.Bounce(t.Context(), c, p, []int{0}); err != nil {
+				if _, err := r.Bounce(t.Context(), c, p, []int{0}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -498,7 +504,7 @@ func TestComposesFewAtOnce(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		c, p := claim()
-		if err := r.Bounce(ctx, c, p, []int{0}); !errors.Is(err, context.Canceled) {
+		if _, err := r.Bounce(ctx, c, p, []int{0}); !errors.Is(err, context.Canceled) {
 			t.Errorf("waits for its turn although it is to stop: %v", err)
 		}
 		all.Wait()

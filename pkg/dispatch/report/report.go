@@ -20,11 +20,13 @@ import (
 // Reporter tells people of what became of their mail.
 type Reporter interface {
 	// Bounce has env's sender told that the recipients with the given indices failed. What the sender wants to know is the
-	// reporter's to judge. An error says that it could not be stored now; it is asked again, perhaps after a success that a
-	// crash kept from being recorded.
-	Bounce(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, failed []int) error
-	// Delay has env's sender told that those recipients still wait, and until when they are tried. It is asked once.
-	Delay(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, open []int, until time.Time) error
+	// reporter's to judge: written is the id of the notification now in the queue, or "", where none is to be written. An
+	// error says that it could not be stored now; it is asked again, perhaps after a success that a crash kept from being
+	// recorded.
+	Bounce(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, failed []int) (written envelope.ID, err error)
+	// Delay has env's sender told that those recipients still wait, and until when they are tried. It is asked once, and
+	// answers as Bounce does.
+	Delay(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, open []int, until time.Time) (written envelope.ID, err error)
 	// Park says that a sender or tenant was parked or resumed. It must not block.
 	Park(status.Park)
 }
@@ -132,7 +134,7 @@ func postpone(p *envelope.Progress) {
 
 func (t *Teller) bounce(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, failed []int) bool {
 	env := claim.Envelope
-	err := t.guard(env, func() error {
+	written, err := t.guard(env, func() (envelope.ID, error) {
 		ctx, cancel := Grace(ctx)
 		defer cancel()
 		return t.reporter.Bounce(ctx, claim, p, failed)
@@ -141,7 +143,9 @@ func (t *Teller) bounce(ctx context.Context, claim *envelope.Claim, p *envelope.
 		t.log.Warn("sender could not be told of a failure", zap.String("id", string(env.ID)), zap.String("sender", string(env.Sender)), zap.Error(err))
 		return false
 	}
-	t.record(envelope.Step{ID: env.ID, What: envelope.StepBounced, State: p.State, Recipients: stepResults(env, p, failed)})
+	if written != "" {
+		t.record(envelope.Step{ID: env.ID, What: envelope.StepBounced, State: p.State, Reply: string(written), Recipients: stepResults(env, p, failed)})
+	}
 	return true
 }
 
@@ -153,7 +157,7 @@ func (t *Teller) warn(ctx context.Context, claim *envelope.Claim, p *envelope.Pr
 		return
 	}
 	p.Warned = true
-	err := t.guard(env, func() error {
+	written, err := t.guard(env, func() (envelope.ID, error) {
 		ctx, cancel := Grace(ctx)
 		defer cancel()
 		return t.reporter.Delay(ctx, claim, p, open, env.Received.Add(lifetime))
@@ -162,11 +166,13 @@ func (t *Teller) warn(ctx context.Context, claim *envelope.Claim, p *envelope.Pr
 		t.log.Warn("sender could not be told of a delay", zap.String("id", string(env.ID)), zap.String("sender", string(env.Sender)), zap.Error(err))
 		return
 	}
-	t.record(envelope.Step{ID: env.ID, What: envelope.StepWarned, State: p.State, Due: p.Due, Recipients: stepResults(env, p, open)})
+	if written != "" {
+		t.record(envelope.Step{ID: env.ID, What: envelope.StepWarned, State: p.State, Due: p.Due, Reply: string(written), Recipients: stepResults(env, p, open)})
+	}
 }
 
 // guard keeps a reporter that a message crashes from taking the relay with it.
-func (t *Teller) guard(env *envelope.Envelope, f func() error) (err error) {
+func (t *Teller) guard(env *envelope.Envelope, f func() (envelope.ID, error)) (written envelope.ID, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			t.log.Error("reporter panicked", zap.String("id", string(env.ID)), zap.Any("panic", r), zap.Stack("stack"))

@@ -24,6 +24,7 @@ type world struct {
 	noNote error
 	noWord error
 	panics bool
+	silent bool // writes nothing, and nothing is wrong
 	until  time.Time
 }
 
@@ -34,19 +35,26 @@ func (w *world) Note(_ context.Context, _ *envelope.Envelope, p envelope.Progres
 	return w.noNote
 }
 
-func (w *world) Bounce(_ context.Context, _ *envelope.Claim, _ *envelope.Progress, failed []int) error {
+func (w *world) Bounce(_ context.Context, _ *envelope.Claim, _ *envelope.Progress, failed []int) (envelope.ID, error) {
 	w.did = append(w.did, "bounce")
 	if w.panics {
 		panic("?")
 	}
 	w.failed = failed
-	return w.noWord
+	return w.answer()
 }
 
-func (w *world) Delay(_ context.Context, _ *envelope.Claim, _ *envelope.Progress, _ []int, until time.Time) error {
+func (w *world) Delay(_ context.Context, _ *envelope.Claim, _ *envelope.Progress, _ []int, until time.Time) (envelope.ID, error) {
 	w.did = append(w.did, "delay")
 	w.until = until
-	return w.noWord
+	return w.answer()
+}
+
+func (w *world) answer() (envelope.ID, error) {
+	if w.noWord != nil || w.silent {
+		return "", w.noWord
+	}
+	return "00000000000000000002", nil
 }
 
 func (w *world) Park(status.Park) { w.did = append(w.did, "park") }
@@ -92,6 +100,7 @@ func TestConclude(t *testing.T) {
 		{name: "the note fails", world: world{noNote: errors.New("full")}, did: []string{"note"}, state: envelope.Deferred, owed: true},
 		{name: "the word fails", world: world{noWord: errors.New("full")}, did: []string{"note", "bounce"}, state: envelope.Deferred, owed: true},
 		{name: "the reporter panics", world: world{panics: true}, did: []string{"note", "bounce"}, state: envelope.Deferred, owed: true},
+		{name: "nothing is written: no step says so", world: world{silent: true}, first: busy, did: []string{"note", "bounce", "delay"}, state: envelope.Deferred},
 		{name: "held: a person looks at it", first: &status.Error{Code: 451, Err: fate.ErrPoison}, state: envelope.Held},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -102,6 +111,11 @@ func TestConclude(t *testing.T) {
 			}
 			if slices.Contains(w.did, "note") && (!w.noted.Results[1].Owed || w.noted.State != envelope.Deferred || !w.noted.Due.Equal(received.Add(time.Hour))) {
 				t.Errorf("noted %+v", w.noted)
+			}
+			for _, s := range w.steps {
+				if s.Reply != "00000000000000000002" {
+					t.Errorf("the step does not name what was written: %+v", s)
+				}
 			}
 			if slices.Contains(w.did, "delay") && !w.until.Equal(received.Add(100*time.Hour)) {
 				t.Errorf("told that it is tried until %v", w.until)
