@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -100,6 +101,9 @@ func (c counted) Write(p []byte) (int, error) {
 	c.writes.Add(1)
 	return c.Conn.Write(p)
 }
+
+// SyscallConn implements syscall.Conn, as the socket does.
+func (c counted) SyscallConn() (syscall.RawConn, error) { return c.Conn.(syscall.Conn).SyscallConn() }
 
 func socketPool(t testing.TB, writes *atomic.Int64) (*Pool, func()) {
 	cert, roots := certify(t, "127.0.0.1", time.Now().Add(time.Hour))

@@ -439,13 +439,13 @@ func TestBody(t *testing.T) {
 		want   string
 		action status.Action
 	}{
-		{"hang up, small", small, hangUp, "dot: 451 4.4.2 the message was sent", status.Uncertain},
+		{"hang up, small", small, hangUp, "dot: 451 4.4.2 the connection", status.Retry},
 		{"hang up, big", big, hangUp, "dot: 451 4.4.2 ", status.Retry},
 		{"taken by nobody, small", small, silence, "dot: 451 4.4.2 the message was sent", status.Uncertain},
 		{"taken by nobody, big", big, silence, "dot: 451 4.4.2 Exchange Online did not answer in time", status.Retry},
 		{"refused half-way", big, "552 5.3.4 Message size exceeds fixed maximum message size\r\n", "dot: 552 5.3.4", status.Fail},
 		{"refused for now half-way", big, "452 4.3.1 full\r\n", "dot: 452 4.3.1", status.Retry},
-		{"accepted half-way makes no sense", big, "250 2.0.0 fine\r\n", "dot: 451 4.4.2", status.Retry},
+		{"accepted half-way makes no sense", big, "250 2.0.0 fine\r\n", "dot: 451 4.5.0", status.Retry},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -825,6 +825,47 @@ func TestNoTokenIsShown(t *testing.T) {
 					}
 				})
 			})
+		}
+	}
+}
+
+// TestNoTokenIsShownLater has the server quote the credential behind AUTH, at each stage, on a used session and what replaces it.
+func TestNoTokenIsShownLater(t *testing.T) {
+	const (
+		token = "eyJhbGciOiJub25lIn0.c2VjcmV0LWNhbmFyeS1vZi1hLXRva2Vu.sig"
+		line  = "dXNlcj1hQGNvbnRvc28uY29tAWF1dGg9QmVhcmVyIGV5SmhiR2NpT2lKdWIyNWxJbjAuYzJWamNtVjBMV05oYm1GeWVTMXZaaTFoTFhSdmEyVnUuc2lnAQE="
+	)
+	for name, quote := range map[string]string{"plain": token, "plain cut": token[21:45], "encoded": line, "encoded cut": line[41:65], "both ends": "x" + token[:24] + ">"} {
+		for _, stage := range []string{"MAIL", "RCPT", "DATA", "."} {
+			for _, code := range []string{"250 2.0.0 ", "354 ", "451 4.3.0 ", "550 5.9.9 ", "999 "} {
+				t.Run(name+" "+stage+" "+code, func(t *testing.T) {
+					within(t, nil, func(r *rig) {
+						r.Pool.options.Tokens = fixed(token)
+						r.one("", 0)
+						r.server.say = answerer(map[string]string{"* " + stage: code + "cannot parse " + quote + "\r\n"})
+						for used := range 2 {
+							out := r.send(text, "b@fabrikam.com")
+							said := fmt.Sprintf("%v %+v %v", out, out.Errs[0], out.Reply)
+							if e := out.Errs[0]; e != nil {
+								said += fmt.Sprint(e, e.Err)
+							}
+							for _, entry := range r.logs.All() {
+								said += fmt.Sprint(entry.Message, entry.ContextMap())
+							}
+							if strings.Contains(said, strings.Trim(quote, "x>")) {
+								t.Fatalf("message %d: credential in %s", used, said)
+							}
+							shown := code[0] >= '4' || stage == "." || stage == "DATA" && code[0] == '2' || code[0] == '3' && stage != "DATA"
+							if shown && !strings.Contains(said, "withheld") {
+								t.Errorf("the quote was not noticed: %s", said)
+							}
+							if stage == "." && code[0] == '2' && out.Reply != "250 2.0.0 reply withheld: it repeats the access token" {
+								t.Errorf("got reply %q", out.Reply)
+							}
+						}
+					})
+				})
+			}
 		}
 	}
 }

@@ -39,8 +39,9 @@ type server struct {
 	offerPlain  []string
 
 	// say returns what to send in answer to line of connection n (from 1); "" for the default. Where there is no line it is
-	// "(greeting)", "(empty)", "(credential)" or "(body)"; "." is the end of a message. hangUp at the end of an answer
-	// closes behind it; silence is no answer, and drip one without end.
+	// "(greeting)", "(empty)", "(credential)", "(body)" or "(part)", its first line; "." is the end of a message. hangUp at
+	// the end of an answer closes behind it; silence is no answer, and drip one without end. Behind apart, the rest is
+	// written on its own, and behind later, when it was not expected any more.
 	say func(n int, line string) string
 
 	mu       sync.Mutex
@@ -63,6 +64,8 @@ const (
 	hangUp  = "\x00hang up"
 	silence = "\x00silence"
 	drip    = "\x00drip" // one octet a second, no end of line
+	apart   = "\x00apart"
+	later   = "\x00later"
 )
 
 var plainOffer = []string{"SIZE 157286400", "PIPELINING", "DSN", "ENHANCEDSTATUSCODES", "STARTTLS", "8BITMIME", "BINARYMIME", "CHUNKING", "SMTPUTF8"}
@@ -169,7 +172,14 @@ func (c *conversation) send(line, normal string) bool {
 		answer = normal
 	}
 	answer, end := strings.CutSuffix(answer, hangUp)
-	_, err := io.WriteString(c.conn, answer)
+	var err error
+	for part := range strings.SplitSeq(answer, apart) {
+		now, then, _ := strings.Cut(part, later)
+		if _, err = io.WriteString(c.conn, now); err == nil && then != "" {
+			advance(time.Second)
+			_, err = io.WriteString(c.conn, then)
+		}
+	}
 	return err == nil && !end && (answer == normal || !strings.HasPrefix(answer, "421"))
 }
 
@@ -267,6 +277,11 @@ func (c *conversation) data(line string) bool {
 		}
 		if l == ".\r\n" {
 			break
+		}
+		if answer := c.server.say(c.n, "(part)"); answer != "" {
+			_, _ = io.WriteString(c.conn, answer)
+			<-c.server.over // and takes no more
+			return false
 		}
 		data.WriteString(strings.TrimPrefix(l, "."))
 	}

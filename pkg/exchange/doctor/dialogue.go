@@ -132,7 +132,7 @@ func (d *dialogue) secure(ctx context.Context, config *tls.Config) (tls.Connecti
 // answer that makes the server say it plainly.
 func (d *dialogue) authenticate(login envelope.Address, token string) (reply, *status.Error) {
 	const stage = status.StageAuth
-	answer := base64.StdEncoding.EncodeToString([]byte("user=" + string(login) + "\x01auth=Bearer " + token + "\x01\x01"))
+	answer := credential(login, token)
 	line, told := "AUTH XOAUTH2", ""
 	for range maxChallenges {
 		r, e := d.exchange(stage, line)
@@ -156,6 +156,11 @@ func (d *dialogue) authenticate(login envelope.Address, token string) (reply, *s
 		line = answer
 	}
 	return reply{}, d.gone(stage, fmt.Errorf("%w: challenges without end", errProtocol))
+}
+
+// credential is the line a token is sent in.
+func credential(login envelope.Address, token string) string {
+	return base64.StdEncoding.EncodeToString([]byte("user=" + string(login) + "\x01auth=Bearer " + token + "\x01\x01"))
 }
 
 // command sends a line and wants 2yz.

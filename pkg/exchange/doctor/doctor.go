@@ -238,7 +238,11 @@ func (x *exam) finish(ctx context.Context, s *Step) {
 	if s.State == Failed && ctx.Err() != nil {
 		s.Detail, s.Cause, s.Advice = "interrupted", "", ""
 	}
-	clean := func(text string) string { return escape(withhold(text, x.token)) }
+	clean := escape
+	if x.token != "" {
+		sent := credential(x.Route.Login, x.token)
+		clean = func(text string) string { return escape(withhold(withhold(text, x.token), sent)) }
+	}
 	s.Detail, s.Cause = clean(s.Detail), clean(s.Cause)
 	lines := strings.Split(strings.TrimSpace(s.Advice), "\n")
 	for i := range lines {

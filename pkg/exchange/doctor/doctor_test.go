@@ -618,6 +618,33 @@ func TestTokenWithheld(t *testing.T) {
 	}
 }
 
+// TestTokenWithheldLater: so it is behind AUTH, too.
+func TestTokenWithheldLater(t *testing.T) {
+	box, roots := simulate(t)
+	o := optionsFor(t, box, roots)
+	token, err := o.Token(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Token = func(context.Context) (doctor.Token, error) { return token, nil }
+	answer := base64.StdEncoding.EncodeToString([]byte("user=app@contoso.com\x01auth=Bearer " + token.Value + "\x01\x01"))
+	for name, quoted := range map[string]string{"part of the token": token.Value[100:124], "part of what was sent": answer[100:124]} {
+		for _, code := range []string{"250 2.1.0 ", "451 4.3.0 "} {
+			t.Run(name+" "+code, func(t *testing.T) {
+				id, err := box.AddFault(sandbox.Rule{Stage: sandbox.StageMail, Reply: code + quoted})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer box.RemoveFault(id)
+				all := whole(t, doctor.Examine(t.Context(), o))
+				if strings.Contains(all, quoted) || !strings.Contains(all, "withheld") {
+					t.Errorf("%q in %s", quoted, all)
+				}
+			})
+		}
+	}
+}
+
 // TestSilentHandshake: a far end that says yes to STARTTLS and then nothing costs one wait.
 func TestSilentHandshake(t *testing.T) {
 	box, roots := simulate(t)

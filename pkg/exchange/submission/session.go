@@ -56,7 +56,7 @@ type Session struct {
 	login  envelope.Address
 	token  string
 
-	raw   net.Conn // the TCP connection
+	raw   *wire    // the TCP connection
 	conn  net.Conn // the same, or TLS on top
 	br    *bufio.Reader
 	reply []byte // buffer of the last reply
@@ -64,7 +64,7 @@ type Session struct {
 	todo  []int  // buffer of transact
 	ext   extensions
 
-	secrets  []string // token and what was sent of it; while AUTH is under way
+	secrets  secrets
 	messages int
 	dirty    bool // a transaction was begun and not completed: RSET before the next
 	broken   bool // not to be used again
@@ -79,7 +79,9 @@ type extensions struct {
 // Open takes conn from the greeting to the end of AUTH, as login with token. config names the server whose certificate
 // is wanted. When ctx ends, so does the connection. On an error conn is closed.
 func (c *Client) Open(ctx context.Context, conn net.Conn, config *tls.Config, login envelope.Address, token string) (*Session, *status.Error) {
-	s := &Session{client: c, tls: config, login: login, token: token, raw: conn, conn: conn, br: bufio.NewReaderSize(conn, maxReplyLine)}
+	raw := newWire(conn)
+	s := &Session{client: c, tls: config, login: login, token: token, raw: raw, conn: raw, br: bufio.NewReaderSize(raw, maxReplyLine),
+		secrets: credentials(login, token)}
 	stop := context.AfterFunc(ctx, s.abort)
 	e := s.open()
 	if !stop() && e == nil {
@@ -192,7 +194,7 @@ func (s *Session) startTLS() *status.Error {
 	const stage = status.StageSTARTTLS
 	insecure := func(text string, err error) *status.Error {
 		s.broken = true
-		return &status.Error{Code: 454, Enhanced: status.Enhanced{4, 7, 0}, Stage: stage, Text: text, Err: err}
+		return s.secrets.withhold(&status.Error{Code: 454, Enhanced: status.Enhanced{4, 7, 0}, Stage: stage, Text: text, Err: err})
 	}
 	if !s.ext.startTLS {
 		return insecure("Exchange Online offers no STARTTLS, and nothing is sent without", nil)
@@ -226,8 +228,6 @@ func (s *Session) auth() *status.Error {
 		return &status.Error{Code: 454, Enhanced: status.Enhanced{4, 7, 0}, Stage: stage, Text: "Exchange Online does not offer XOAUTH2"}
 	}
 	client := xoauth2{user: string(s.login), token: s.token}
-	s.secrets = []string{s.token}
-	defer func() { s.secrets = nil }()
 	mech, _, _ := client.Start() // has no error to give
 	r, e := s.command(stage, "AUTH "+mech)
 	for e == nil && r.code == 334 {
@@ -239,9 +239,7 @@ func (s *Session) auth() *status.Error {
 		if err != nil {
 			return s.lost(stage, fmt.Errorf("%w: %w", errProtocol, err))
 		}
-		line := base64.StdEncoding.EncodeToString(response)
-		s.secrets = append(s.secrets, line)
-		r, e = s.command(stage, line)
+		r, e = s.command(stage, base64.StdEncoding.EncodeToString(response))
 	}
 	if e == nil {
 		e = s.verdict(stage, r)
@@ -252,29 +250,7 @@ func (s *Session) auth() *status.Error {
 	if client.challenge != "" {
 		e.Err = errors.Join(e.Err, fmt.Errorf("challenge %s", escape(client.challenge[:min(len(client.challenge), maxText)])))
 	}
-	return withhold(e, s.secrets...)
-}
-
-// withhold strikes out texts that repeat part of a credential, as a server may that quotes what it does not understand.
-func withhold(e *status.Error, secrets ...string) *status.Error {
-	const telling = 16 // octets in common that are no coincidence
-	repeats := func(text string) bool {
-		for _, secret := range secrets {
-			for i := 0; i+telling <= len(secret); i++ {
-				if strings.Contains(text, secret[i:i+telling]) {
-					return true
-				}
-			}
-		}
-		return false
-	}
-	if repeats(e.Text) {
-		e.Text = "reply withheld: it repeats the access token"
-	}
-	if e.Err != nil && repeats(e.Err.Error()) {
-		e.Err = errors.New("cause withheld: it repeats the access token")
-	}
-	return e
+	return s.secrets.withhold(e)
 }
 
 // TokenAtFault reports whether a fresh token may cure e, an error of a session.
@@ -328,7 +304,7 @@ func (s *Session) verdict(stage status.Stage, r reply) *status.Error {
 	e := &status.Error{Code: r.code, Enhanced: r.enhanced(), Text: r.text(), Stage: stage}
 	row := s.client.Catalogue().Classify(stage, e.Code, e.Enhanced, e.Text)
 	e.Action, e.Rule, e.Wait, e.Cause, e.Advice = row.Action, row.Name, row.Wait, row.Cause, row.Advice
-	e = withhold(e, s.secrets...)
+	e = s.secrets.withhold(e)
 	if row.Unknown {
 		s.client.Unknown(e)
 	}
@@ -347,5 +323,5 @@ func (s *Session) lost(stage status.Stage, err error) *status.Error {
 	default:
 		e.Text = "the connection to Exchange Online was lost"
 	}
-	return e
+	return s.secrets.withhold(e)
 }

@@ -272,11 +272,93 @@ func TestWithhold(t *testing.T) {
 		want bool
 	}{
 		{"Authentication unsuccessful", false}, {"no " + secret, true}, {"no " + secret[3:19], true}, {"no " + secret[3:18], false},
+		{secret[:8] + secret[9:17] + secret[20:35], false}, {"", false}, {secret[20:], true}, {secret[:16], true}, {"x" + secret[:16], true},
+		{"1234567 " + secret[8:23], false}, // the octets in common are not in a row
 	}
 	for _, tt := range tests {
-		e := withhold(&status.Error{Text: tt.text, Err: errors.New(tt.text)}, "short", secret)
+		e := secrets{"short", secret}.withhold(&status.Error{Text: tt.text, Err: errors.New(tt.text)})
 		if got := e.Text != tt.text; got != tt.want || (e.Err.Error() != tt.text) != tt.want {
 			t.Errorf("%q: got %q, %v", tt.text, e.Text, e.Err)
 		}
 	}
+}
+
+// TestAhead: on a real socket, in clear and behind TLS, what has come is seen and not lost, and nothing is waited for.
+func TestAhead(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprintf("TLS %v", secure), func(t *testing.T) {
+			near, far := sockets(t)
+			s := &Session{client: &Client{Timeouts: Timeouts{Command: time.Hour}}, raw: newWire(near)}
+			s.conn = s.raw
+			if secure {
+				server, roots := certificate(t)
+				server.SessionTicketsDisabled = false // a ticket is nothing said
+				tlsFar := tls.Server(far, server)
+				var shaking sync.WaitGroup
+				shaking.Go(func() {
+					if err := tlsFar.Handshake(); err != nil {
+						t.Error(err)
+					}
+				})
+				s.conn = tls.Client(s.raw, &tls.Config{ServerName: "smtp.example", RootCAs: roots, MinVersion: tls.VersionTLS12})
+				if err := s.conn.(*tls.Conn).Handshake(); err != nil {
+					t.Fatal(err)
+				}
+				shaking.Wait()
+				far = tlsFar
+			}
+			s.br = bufio.NewReader(s.conn)
+			if there, err := s.ahead(); there || err != nil {
+				t.Fatalf("before a word: got %v, %v", there, err)
+			}
+			for _, said := range []string{"250 one\r\n", "250 two\r\n"} {
+				if _, err := io.WriteString(far, said); err != nil {
+					t.Fatal(err)
+				}
+				for there := false; !there; { // it is on its way
+					var err error
+					if there, err = s.ahead(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if got, err := s.br.ReadString('\n'); got != said || err != nil {
+					t.Fatalf("got %q, %v, want %q", got, err, said)
+				}
+			}
+			if there, err := s.ahead(); there || err != nil {
+				t.Errorf("after all: got %v, %v", there, err)
+			}
+			if err := far.Close(); err != nil {
+				t.Fatal(err)
+			}
+			var err error
+			for err == nil {
+				var there bool
+				if there, err = s.ahead(); there {
+					t.Fatal("got a word of a closed connection")
+				}
+			}
+			if !errors.Is(err, io.EOF) {
+				t.Errorf("got %v, want EOF", err)
+			}
+		})
+	}
+}
+
+// sockets is the two ends of a TCP connection.
+func sockets(t *testing.T) (near, far net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if near, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if far, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = near.Close(), far.Close() })
+	return near, far
 }

@@ -1,6 +1,7 @@
 package submission
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -60,13 +61,16 @@ func (s *Session) transact(d *Delivery) *status.Error {
 }
 
 // inStep is an error where the server has said something that nothing was asked for: whatever it says next would be taken
-// for the answer to something else.
+// for the answer to something else. 421 is for any time (RFC 5321 section 3.8), and left to be read.
 func (s *Session) inStep(stage status.Stage) *status.Error {
-	if n := s.br.Buffered(); n > 0 {
-		rest, _ := s.br.Peek(min(n, 80)) // buffered, so that it cannot fail
-		return s.lost(stage, fmt.Errorf("%w: unasked %s", errProtocol, escape(string(rest))))
+	if there, _ := s.ahead(); !there { // a connection that is lost shows when it is next used
+		return nil
 	}
-	return nil
+	rest, _ := s.br.Peek(min(s.br.Buffered(), 80)) // buffered, so that it cannot fail
+	if bytes.HasPrefix(rest, []byte("421")) {
+		return nil
+	}
+	return s.lost(stage, fmt.Errorf("%w: unasked %s", errProtocol, escape(string(rest))))
 }
 
 // data sends DATA and reads its 354.
@@ -232,44 +236,43 @@ func appendParameter(b []byte, name, value string) []byte {
 	return append(append(append(append(b, ' '), name...), '='), value...)
 }
 
-// body sends the message and the final dot, and reads the verdict.
+// body sends the message and the final dot, and reads the verdict:
+//
+//	a reply before the dot was written    a refusal is one, an acceptance is out of step: retry
+//	one reply to the dot                  the verdict
+//	none, or two at once                  uncertain: which of two is the dot's cannot be known
+//
+// A reply sent before the dot that arrives behind it, and alone, looks like the dot's.
 func (s *Session) body(d *Delivery) *status.Error {
 	const stage = status.StageDot
-	if s.br.Buffered() > 0 { // a refusal may come before the message, an acceptance not
-		s.broken = true
-		r, e := s.read(stage, time.Second)
-		if e == nil && r.code < 400 {
-			e = s.lost(stage, fmt.Errorf("%w: unasked %s", errProtocol, r))
-		}
-		if e == nil {
-			e = s.verdict(stage, r)
-		}
-		return e
-	}
 	last, err := s.copyBody(d)
 	if err != nil && !errors.As(err, new(writeError)) { // the message cannot be read: no dot, so that it never was
 		s.broken = true
 		return &status.Error{Code: 451, Enhanced: status.Enhanced{4, 3, 0}, Stage: stage, Text: "the stored message cannot be read", Err: err}
 	}
-	limit := s.client.Timeouts.Dot
-	if err != nil { // a server that breaks off has perhaps said why
-		limit = time.Second
+	limit, asked := s.client.Timeouts.Dot, last && err == nil
+	if !asked { // a server that breaks off has perhaps said why
+		limit, s.broken = time.Second, true
 	}
-	s.broken = s.broken || err != nil
 	r, e := s.read(stage, limit)
 	if e == nil {
 		e = s.verdict(stage, r)
 	}
+	if e == nil && asked {
+		e = s.inStep(stage)
+	}
 	switch {
-	case e == nil && last:
+	case e == nil && asked:
 		s.dirty = false
-		d.Reply = r.String()
+		d.Reply = s.secrets.show(r)
 		return nil
 	case e != nil && r.code >= 400:
 		s.dirty = false
 		return e
 	case err != nil:
 		e = s.lost(stage, err)
+	case e == nil:
+		e = s.lost(stage, fmt.Errorf("%w: unasked %s", errProtocol, r))
 	}
 	if last {
 		e.Action = status.Uncertain
@@ -283,7 +286,8 @@ type writeError struct{ error }
 
 func (e writeError) Unwrap() error { return e.error }
 
-// copyBody sends the message. last: the final dot may have been sent, in part or whole.
+// copyBody sends the message, up to where the server says something. last: the final dot may have been sent, in part or
+// whole.
 func (s *Session) copyBody(d *Delivery) (last bool, err error) {
 	b, ok := s.client.blocks.Get().(*block)
 	if !ok {
@@ -305,6 +309,11 @@ func (s *Session) copyBody(d *Delivery) (last bool, err error) {
 		b.out = dots.append(b.out[:0], b.in[:n])
 		if last {
 			b.out = dots.end(b.out)
+		}
+		if there, err := s.ahead(); err != nil {
+			return false, writeError{err}
+		} else if there {
+			return false, nil
 		}
 		if err := s.write(s.client.Timeouts.Block, b.out); err != nil {
 			return last, writeError{err}

@@ -26,11 +26,16 @@ func (x *xoauth2) Next(challenge []byte) ([]byte, error) {
 	x.step++
 	switch x.step {
 	case 1:
-		return []byte("user=" + x.user + "\x01auth=Bearer " + x.token + "\x01\x01"), nil
+		return initialResponse(x.user, x.token), nil
 	case 2:
 		x.challenge = string(challenge)
 		return []byte{}, nil
 	default:
 		return nil, errors.New("challenges without end")
 	}
+}
+
+// initialResponse is the credential in the form both define.
+func initialResponse(user, token string) []byte {
+	return []byte("user=" + user + "\x01auth=Bearer " + token + "\x01\x01")
 }
