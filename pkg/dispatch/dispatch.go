@@ -352,6 +352,7 @@ type attempt struct {
 	held  []int     // due, but for a hold; not tried
 	until time.Time // when that hold is probed next
 	day   int       // recipients reserved of the mailbox's day
+	more  bool      // a further part of the message goes at once, as far as the mailbox is concerned
 }
 
 // take waits for a ready mailbox and begins an attempt at its most urgent lane, one connection and one message of pace

@@ -146,6 +146,12 @@ func (m *mailbox) stuck() bool {
 	return m.Gate.Parked() && !m.Gate.Quota || m.tenant.Gate.Parked() && !m.tenant.Gate.Quota
 }
 
+// waits reports whether nothing of this mailbox goes until a park, a hold or its day is over.
+func (m *mailbox) waits(now time.Time) bool {
+	day, _ := m.day.Next(now)
+	return m.Gate.Parked() || m.tenant.Gate.Parked() || day.After(now)
+}
+
 // next returns the earliest time at which the mailbox may begin an attempt; ok is false while something else must happen
 // first: mail arriving, a connection or a probe ending.
 func (m *mailbox) next(now time.Time) (at time.Time, ok bool) {

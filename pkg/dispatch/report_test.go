@@ -432,3 +432,152 @@ func TestOwedWhileParked(t *testing.T) {
 		}
 	})
 }
+
+// parted is a rig whose message goes in parts of two.
+func parted(t *testing.T, report *fakeReporter, day int, change func(*Options)) *rig {
+	r := newRig(t, func(o *Options) {
+		o.Reporter = report
+		if change != nil {
+			change(o)
+		}
+	})
+	r.router.set(hot, envelope.Route{Tenant: "contoso", Connections: 1, RecipientsPerMessage: 2, RecipientsPerDay: day})
+	return r
+}
+
+// The failures of a message that goes in parts are told in one when the last part has gone; one deferred holds nothing back,
+// and what fails at its retry is told by itself.
+func TestPartsBounceOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		report := &fakeReporter{}
+		r := parted(t, report, 0, nil)
+		fail := failing(0, 2, 7)
+		r.exchange.answer = func(ctx context.Context, try *try) status.Outcome {
+			advance(time.Second)
+			out := fail(ctx, try)
+			if k := slices.Index(try.open, 4); k >= 0 {
+				out.Errs[k] = reply(status.StageRcpt, 450, status.Retry, "busy")
+				if len(try.open) == 1 {
+					out.Errs[k] = reply(status.StageRcpt, 550, status.Fail, "gone")
+				}
+			}
+			return out
+		}
+		m := r.queue.put(hot, 10, 0)
+		report.before = func() {
+			if p := r.queue.progress(m); len(report.bounced) == 0 && (p.State != envelope.Deferred || p.Results[9].State != envelope.Sent || !p.Results[0].Owed) {
+				t.Errorf("when told, the record is %+v", p)
+			}
+		}
+		r.run()
+		after(3500 * time.Millisecond)
+		if p := r.queue.progress(m); !p.Results[0].Owed || !p.Results[2].Owed || len(report.bounces()) != 0 || len(m.noted) != 0 {
+			t.Errorf("with parts to go: told %v, noted %d, %+v", report.bounces(), len(m.noted), p)
+		}
+		after(2 * time.Second)
+		if b := report.bounces(); len(b) != 1 || !slices.Equal(b[0].who, []int{0, 2, 7}) || r.queue.progress(m).Results[0].Owed {
+			t.Errorf("behind the last part: told %v", b)
+		}
+		after(time.Hour)
+		if b := report.bounces(); len(b) != 2 || !slices.Equal(b[1].who, []int{4}) || r.queue.state(m) != envelope.Failed {
+			t.Errorf("in the end told %v", b)
+		}
+	})
+}
+
+// owing is a message of four, of which the first has failed in a process that is no more.
+func (r *rig) owing(to ...envelope.Address) *mail {
+	m := r.queue.putTo(hot, time.Second, to...)
+	m.progress = envelope.Progress{State: envelope.Queued, Attempts: 1, Due: m.due, Results: []envelope.Result{
+		{State: envelope.Failed, Attempts: 1, Owed: true, Reply: "550 no"}, {State: envelope.Queued}, {State: envelope.Queued}, {State: envelope.Queued}}}
+	return m
+}
+
+// What the parts before owed is told though no part goes on for now, or another process goes on with them.
+func TestPartsThatGoNoFurther(t *testing.T) {
+	to := []envelope.Address{"a@example.com", "b@example.com", "c@example.com", "d@example.com"}
+	for _, tt := range []struct {
+		name   string
+		day    int
+		answer func(n int, try *try) status.Outcome
+		who    []int
+		tries  int
+	}{
+		{name: "after a crash: with the rest", answer: func(_ int, try *try) status.Outcome { return failing(3)(nil, try) }, who: []int{0, 3}, tries: 2},
+		{name: "after a crash: the rest is accepted", answer: func(_ int, try *try) status.Outcome { return accept(try) }, who: []int{0}, tries: 2},
+		{name: "the day is spent", day: 2, answer: func(_ int, try *try) status.Outcome { return failing(1)(nil, try) }, who: []int{0, 1}, tries: 1},
+		{name: "parked", answer: func(_ int, try *try) status.Outcome {
+			return each(try, reply(status.StageAuth, 535, status.ParkSender, "no"))
+		}, who: []int{0}, tries: 1},
+		{name: "one fails beside one for which the sender is held", answer: func(_ int, try *try) status.Outcome {
+			out := each(try, reply(status.StageRcpt, 550, status.HoldSender, "quota"))
+			out.Errs[0] = reply(status.StageRcpt, 550, status.Fail, "unknown")
+			return out
+		}, who: []int{0, 1}, tries: 1},
+		{name: "damaged", answer: func(_ int, try *try) status.Outcome {
+			out := refuse(try, status.Retry, "?")
+			out.Errs[0].Err = envelope.ErrCorrupt
+			return out
+		}, who: []int{0}, tries: 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				report := &fakeReporter{}
+				r := parted(t, report, tt.day, nil)
+				r.exchange.answer = func(_ context.Context, try *try) status.Outcome { return tt.answer(len(r.exchange.all()), try) }
+				m := r.owing(to...)
+				r.run()
+				after(5 * time.Second)
+				if b := report.bounces(); len(b) != 1 || !slices.Equal(b[0].who, tt.who) || len(r.exchange.all()) != tt.tries {
+					t.Errorf("told %v, %d attempts", b, len(r.exchange.all()))
+				}
+				after(10 * time.Minute)
+				if p := r.queue.progress(m); len(report.bounces()) != 1 || p.Results[0].Owed {
+					t.Errorf("later told %v, %+v", report.bounces(), p)
+				}
+			})
+		})
+	}
+}
+
+// All that is left waits for a hold: what is owed is told meanwhile, and where that fails again each minute.
+func TestOwedWhileHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		report := &fakeReporter{broken: errors.New("queue is full")}
+		r := parted(t, report, 0, nil)
+		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
+			return each(try, reply(status.StageRcpt, 550, status.HoldSenderExternal, "external quota"))
+		}
+		r.queue.putTo(hot, 0, "x@example.com")
+		m := r.owing("a@example.com", "b@example.com", "c@example.com", "d@example.com")
+		r.run()
+		after(10 * time.Minute)
+		if n := r.queue.claimed(); n > 40 || !r.queue.progress(m).Results[0].Owed {
+			t.Errorf("%d claims, %+v", n, r.queue.progress(m))
+		}
+		report.fail(nil)
+		after(2 * time.Minute)
+		if b := report.bounces(); len(b) != 1 || !slices.Equal(b[0].who, []int{0}) || r.queue.progress(m).Results[1].Attempts != 0 {
+			t.Errorf("told %v, %+v", b, r.queue.progress(m))
+		}
+	})
+}
+
+// A relay that stops between two parts leaves the word to the next process, which has more to say.
+func TestPartsAndStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		report := &fakeReporter{}
+		r := parted(t, report, 0, func(o *Options) { o.DrainTimeout = time.Second })
+		r.exchange.answer = func(ctx context.Context, try *try) status.Outcome {
+			<-ctx.Done()
+			return refuse(try, status.Retry, "cut off")
+		}
+		m := r.owing("a@example.com", "b@example.com", "c@example.com", "d@example.com")
+		r.run()
+		after(5 * time.Second)
+		r.stop()
+		if p := r.queue.progress(m); len(report.bounces()) != 0 || !p.Results[0].Owed || len(r.exchange.all()) != 1 {
+			t.Errorf("told %v, %+v", report.bounces(), p)
+		}
+	})
+}

@@ -51,13 +51,11 @@ func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
 	for _, p := range n.tell {
 		d.teller.Park(p)
 	}
+	owes := len(fate.Owed(&claim.Progress)) > 0
 	switch {
 	case claim.Envelope == nil:
-	case todo == inform, tried && v.Release && len(fate.Owed(&claim.Progress)) > 0:
-		p := claim.Progress
-		fate.Sum(&p)
-		d.teller.Owe(ctx, &claim, &p)
-		d.settle(ctx, claim.Envelope, p)
+	case todo == inform, owes && (todo == rest || tried && v.Release && !a.more): // those due may wait for long
+		d.inform(ctx, &claim, todo == rest)
 	case todo == rest:
 		d.opts.Source.Rest(claim.Envelope, a.until)
 	case tried && v.Release && v.Waits(): // some or all for a hold; those refused for its sake go without the others now
@@ -67,7 +65,7 @@ func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
 	case !tried || v.Release:
 		d.opts.Source.Release(claim.Envelope, claim.Progress)
 	default:
-		d.settle(ctx, claim.Envelope, d.teller.Conclude(ctx, &claim, v, a.rules.Lifetime, a.warnAfter))
+		d.settle(ctx, claim.Envelope, d.teller.Conclude(ctx, &claim, v, report.Terms{Lifetime: a.rules.Lifetime, WarnAfter: a.warnAfter, More: a.more}))
 	}
 	if n.mailbox {
 		d.save(ctx, a.mailbox, true)
@@ -76,6 +74,19 @@ func (d *Dispatcher) serve(ctx context.Context, a *attempt) {
 		d.saveTenant(ctx, a.mailbox.tenant)
 	}
 	d.end(a, tried)
+}
+
+// inform has the claimed message's sender told of the failures owed. resting: somebody is due, and may not be tried; where
+// telling fails, that one is not to have the message claimed again at once.
+func (d *Dispatcher) inform(ctx context.Context, claim *envelope.Claim, resting bool) {
+	p := claim.Progress
+	fate.Sum(&p)
+	d.teller.Owe(ctx, claim, &p)
+	if resting && len(fate.Owed(&p)) > 0 {
+		d.opts.Source.Rest(claim.Envelope, time.Now().Add(bodyRetry))
+		return
+	}
+	d.settle(ctx, claim.Envelope, p)
 }
 
 // admit takes in what the source said, and decides what is to be done with it.
@@ -110,6 +121,9 @@ func (d *Dispatcher) admit(a *attempt, claim *envelope.Claim, err error) course 
 	}
 	todo := fate.Pick(env, due, stricter(a.mailbox.most(now), p.Part), a.mailbox.route.RecipientsPerDomain)
 	if !a.mailbox.day.Reserve(now, len(todo)) {
+		if len(fate.Owed(p)) > 0 && a.mailbox.waits(now) {
+			return rest
+		}
 		return giveBack
 	}
 	a.todo, a.day = todo, len(todo)
@@ -153,6 +167,7 @@ func (d *Dispatcher) judged(a *attempt, v *fate.Verdict) news {
 		a.until = later(m.heldUntil(), now)
 		v.HoldUntil(a.until)
 	}
+	a.more = v != nil && v.GoesOn(now) && !m.waits(now)
 	return n
 }
 

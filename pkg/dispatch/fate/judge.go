@@ -291,6 +291,12 @@ func (j *judgement) held() bool { return holdReason(j.Outcome.Errs) != "" }
 // Waits reports whether some recipient's next attempt is for a hold to name.
 func (v *Verdict) Waits() bool { return len(v.held) > 0 }
 
+// GoesOn reports whether some recipient is due at now: the message has a part more to go at once.
+func (v *Verdict) GoesOn(now time.Time) bool {
+	p := &v.Progress
+	return !p.State.Final() && !p.Due.After(now)
+}
+
 // HoldUntil makes those that wait for a hold due at until.
 func (v *Verdict) HoldUntil(until time.Time) {
 	for _, i := range v.held {

@@ -2,7 +2,9 @@
 // been told.
 //
 // A failure is noted as owed before the reporter is asked, and struck out behind. A crash in between asks the reporter
-// again, which answers the same for the same; nobody is tried again, and nobody is left without word.
+// again, which answers the same for the same; nobody is tried again, and nobody is left without word. The failures of a
+// message that goes in parts stay owed until its last part of the moment has gone, and are told in one. Where a park caused
+// by other mail comes between two parts, they stay owed until it is over, or probed with this message.
 package report
 
 import (
@@ -62,23 +64,36 @@ func Grace(ctx context.Context) (context.Context, context.CancelFunc) {
 // reportRetry is how long a message waits whose sender could not be told.
 const reportRetry = time.Minute
 
+// Terms are those on which a message's sender is told.
+type Terms struct {
+	Lifetime  time.Duration // how long the message is tried
+	WarnAfter time.Duration // its age at which a delay is told of; 0: never
+	More      bool          // a further part goes at once: word of failures waits for it
+}
+
 // Conclude takes in what an attempt came to, and has the message's sender told where that is due.
 //
-// A failure is owed to the sender until it has been told. That is noted first, so that a crash between telling and
-// recording tells the same once more, under the same id, and never tries the failed recipients again.
+// A failure is owed to the sender until it has been told. That is noted first, with whatever else the attempt came to, so
+// that a crash between telling and recording tells the same once more, under the same id, and tries nobody again. Where
+// more parts go at once nothing is told yet: what is settled says what is owed.
 //
 // It returns what is to be settled.
-func (t *Teller) Conclude(ctx context.Context, claim *envelope.Claim, v *fate.Verdict, lifetime, warnAfter time.Duration) envelope.Progress {
+func (t *Teller) Conclude(ctx context.Context, claim *envelope.Claim, v *fate.Verdict, terms Terms) envelope.Progress {
 	env, p := claim.Envelope, v.Progress
 	switch {
-	case t.reporter == nil || p.State == envelope.Held:
+	case t.reporter == nil:
+	case p.State == envelope.Held: // nothing more happens to it by itself: what earlier parts left is told
+		t.Owe(ctx, claim, &p)
 	case env.ReversePath == "": // nobody there: the reporter may know others who want to hear of it
 		if len(v.Failed) > 0 {
 			t.bounce(ctx, claim, &p, v.Failed)
 		}
-	case len(v.Failed) > 0:
+	default:
 		for _, i := range v.Failed {
 			p.Results[i].Owed = true
+		}
+		if terms.More || len(fate.Owed(&p)) == 0 {
+			break
 		}
 		note := p
 		note.State, note.Due = envelope.Deferred, p.Changed
@@ -87,10 +102,8 @@ func (t *Teller) Conclude(ctx context.Context, claim *envelope.Claim, v *fate.Ve
 			break
 		}
 		t.Owe(ctx, claim, &p)
-	default:
-		t.Owe(ctx, claim, &p)
 	}
-	t.warn(ctx, claim, &p, lifetime, warnAfter)
+	t.warn(ctx, claim, &p, terms)
 	return p
 }
 
@@ -150,17 +163,17 @@ func (t *Teller) bounce(ctx context.Context, claim *envelope.Claim, p *envelope.
 }
 
 // warn has the message's sender told, once, that it still waits.
-func (t *Teller) warn(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, lifetime, after time.Duration) {
+func (t *Teller) warn(ctx context.Context, claim *envelope.Claim, p *envelope.Progress, terms Terms) {
 	env, open := claim.Envelope, p.Open(claim.Envelope)
-	if t.reporter == nil || after <= 0 || p.Warned || env.ReversePath == "" || len(open) == 0 ||
-		p.State == envelope.Held || p.Changed.Sub(env.Received) < after {
+	if t.reporter == nil || terms.WarnAfter <= 0 || p.Warned || env.ReversePath == "" || len(open) == 0 ||
+		p.State == envelope.Held || p.Changed.Sub(env.Received) < terms.WarnAfter {
 		return
 	}
 	p.Warned = true
 	written, err := t.guard(env, func() (envelope.ID, error) {
 		ctx, cancel := Grace(ctx)
 		defer cancel()
-		return t.reporter.Delay(ctx, claim, p, open, env.Received.Add(lifetime))
+		return t.reporter.Delay(ctx, claim, p, open, env.Received.Add(terms.Lifetime))
 	})
 	if err != nil {
 		t.log.Warn("sender could not be told of a delay", zap.String("id", string(env.ID)), zap.String("sender", string(env.Sender)), zap.Error(err))

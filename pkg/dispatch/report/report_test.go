@@ -24,6 +24,7 @@ type world struct {
 	noNote error
 	noWord error
 	panics bool
+	more   bool // another part goes at once
 	silent bool // writes nothing, and nothing is wrong
 	until  time.Time
 }
@@ -74,7 +75,7 @@ func (w *world) conclude(first *status.Error, change func(*envelope.Envelope, *e
 		Errs: []*status.Error{first, {Code: 550, Text: "no", Action: status.Fail}},
 	}})
 	t := New(w, w, func(s envelope.Step) { w.steps = append(w.steps, s) }, zap.NewNop())
-	return t.Conclude(context.Background(), claim, &v, r.Lifetime, 30*time.Minute)
+	return t.Conclude(context.Background(), claim, &v, Terms{Lifetime: r.Lifetime, WarnAfter: 30 * time.Minute, More: w.more})
 }
 
 func TestConclude(t *testing.T) {
@@ -101,6 +102,7 @@ func TestConclude(t *testing.T) {
 		{name: "the word fails", world: world{noWord: errors.New("full")}, did: []string{"note", "bounce"}, state: envelope.Deferred, owed: true},
 		{name: "the reporter panics", world: world{panics: true}, did: []string{"note", "bounce"}, state: envelope.Deferred, owed: true},
 		{name: "nothing is written: no step says so", world: world{silent: true}, first: busy, did: []string{"note", "bounce", "delay"}, state: envelope.Deferred},
+		{name: "more parts to go: told with the last", world: world{more: true}, did: nil, state: envelope.Failed, owed: true},
 		{name: "held: a person looks at it", first: &status.Error{Code: 451, Err: fate.ErrPoison}, state: envelope.Held},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
