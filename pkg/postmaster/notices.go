@@ -16,10 +16,11 @@ import (
 
 // When operators are told.
 //
-// A park waits a minute for others, since a tenant's thousand senders park within moments. A failure waits five minutes,
-// and an hour since the last digest. What cannot be written, for the queue's sake or because the hour's mails are used up,
+// A park waits for others, since a tenant's thousand senders park within moments: until five seconds pass without one, and
+// a minute at most. A failure waits five minutes, and an hour since the last digest. What cannot be written, for the queue's sake or because the hour's mails are used up,
 // is tried again each minute and meanwhile grows.
 const (
+	settled     = 5 * time.Second
 	gather      = time.Minute
 	digestAfter = 5 * time.Minute
 	digestEvery = time.Hour
@@ -38,6 +39,7 @@ const (
 // parks are those to be told of.
 type parks struct {
 	since   time.Time // when the first of them came
+	last    time.Time // and the last
 	pending []status.Park
 	more    int                 // for which there was no room
 	untold  map[string]struct{} // those: their end is not told either
@@ -90,9 +92,11 @@ func (p *Postmaster) Park(park status.Park) {
 	if !p.set.notifies() {
 		return
 	}
+	now := time.Now()
 	if len(p.parks.pending) == 0 {
-		p.parks.since = time.Now()
+		p.parks.since = now
 	}
+	p.parks.last = now
 	if !p.parks.add(park) {
 		p.metrics.of(kindNotice, resultSuppressed).Inc()
 	}
@@ -186,7 +190,11 @@ func (p *Postmaster) times() (parks, digest time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.parks.pending) > 0 {
-		parks = latest(p.parks.since.Add(gather), p.rest)
+		parks = p.parks.since.Add(gather)
+		if quiet := p.parks.last.Add(settled); quiet.Before(parks) {
+			parks = quiet
+		}
+		parks = latest(parks, p.rest)
 	}
 	if !p.digest.since.IsZero() {
 		digest = latest(p.digest.since.Add(digestAfter), p.digest.last.Add(digestEvery), p.rest)

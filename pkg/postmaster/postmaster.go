@@ -16,7 +16,7 @@
 // metrics and the page know at once.
 //
 // A notification is in the queue when Bounce returns; its id is derived from the message's, so that writing it again while
-// it is queued writes it once. Notices not yet written (a minute's worth of parks, an hour's of failures) live in memory: a
+// it is queued writes it once. Notices not yet written (some seconds' worth of parks, an hour's of failures) live in memory: a
 // stop in good order writes them, kill -9 loses them, and the log has them all.
 package postmaster
 
