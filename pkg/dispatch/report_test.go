@@ -471,8 +471,11 @@ func TestPartsBounceOnce(t *testing.T) {
 		}
 		r.run()
 		after(3500 * time.Millisecond)
-		if p := r.queue.progress(m); !p.Results[0].Owed || !p.Results[2].Owed || len(report.bounces()) != 0 || len(m.noted) != 0 {
-			t.Errorf("with parts to go: told %v, noted %d, %+v", report.bounces(), len(m.noted), p)
+		r.queue.mu.Lock()
+		noted := len(m.noted)
+		r.queue.mu.Unlock()
+		if p := r.queue.progress(m); !p.Results[0].Owed || !p.Results[2].Owed || len(report.bounces()) != 0 || noted != 0 {
+			t.Errorf("with parts to go: told %v, noted %d, %+v", report.bounces(), noted, p)
 		}
 		after(2 * time.Second)
 		if b := report.bounces(); len(b) != 1 || !slices.Equal(b[0].who, []int{0, 2, 7}) || r.queue.progress(m).Results[0].Owed {
@@ -499,22 +502,22 @@ func TestPartsThatGoNoFurther(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		day    int
-		answer func(n int, try *try) status.Outcome
+		answer func(try *try) status.Outcome
 		who    []int
 		tries  int
 	}{
-		{name: "after a crash: with the rest", answer: func(_ int, try *try) status.Outcome { return failing(3)(nil, try) }, who: []int{0, 3}, tries: 2},
-		{name: "after a crash: the rest is accepted", answer: func(_ int, try *try) status.Outcome { return accept(try) }, who: []int{0}, tries: 2},
-		{name: "the day is spent", day: 2, answer: func(_ int, try *try) status.Outcome { return failing(1)(nil, try) }, who: []int{0, 1}, tries: 1},
-		{name: "parked", answer: func(_ int, try *try) status.Outcome {
+		{name: "after a crash: with the rest", answer: func(try *try) status.Outcome { return failing(3)(nil, try) }, who: []int{0, 3}, tries: 2},
+		{name: "after a crash: the rest is accepted", answer: func(try *try) status.Outcome { return accept(try) }, who: []int{0}, tries: 2},
+		{name: "the day is spent", day: 2, answer: func(try *try) status.Outcome { return failing(1)(nil, try) }, who: []int{0, 1}, tries: 1},
+		{name: "parked", answer: func(try *try) status.Outcome {
 			return each(try, reply(status.StageAuth, 535, status.ParkSender, "no"))
 		}, who: []int{0}, tries: 1},
-		{name: "one fails beside one for which the sender is held", answer: func(_ int, try *try) status.Outcome {
+		{name: "one fails beside one for which the sender is held", answer: func(try *try) status.Outcome {
 			out := each(try, reply(status.StageRcpt, 550, status.HoldSender, "quota"))
 			out.Errs[0] = reply(status.StageRcpt, 550, status.Fail, "unknown")
 			return out
 		}, who: []int{0, 1}, tries: 1},
-		{name: "damaged", answer: func(_ int, try *try) status.Outcome {
+		{name: "damaged", answer: func(try *try) status.Outcome {
 			out := refuse(try, status.Retry, "?")
 			out.Errs[0].Err = envelope.ErrCorrupt
 			return out
@@ -524,7 +527,7 @@ func TestPartsThatGoNoFurther(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				report := &fakeReporter{}
 				r := parted(t, report, tt.day, nil)
-				r.exchange.answer = func(_ context.Context, try *try) status.Outcome { return tt.answer(len(r.exchange.all()), try) }
+				r.exchange.answer = func(_ context.Context, try *try) status.Outcome { return tt.answer(try) }
 				m := r.owing(to...)
 				r.run()
 				after(5 * time.Second)
