@@ -252,8 +252,9 @@ func (o *options) ledger(ctx context.Context, far *rig.Sandbox, relay *rig.Relay
 				unflagged++
 			case n > 1:
 				twice++
-			case n > 0 && f != nil && !isFlagged:
+			case n > 0 && f != nil && !isFlagged && !strings.Contains(f.reply, "an earlier attempt may have been accepted"):
 				bothWays++
+				fmt.Printf("arrived, and failed: %s to %s: %s\n", id, r, f.reply)
 			}
 			if f != nil {
 				failures++

@@ -65,6 +65,9 @@ func Behind(stage status.Stage) bool {
 	return stage == status.StageMail || stage == status.StageRcpt || stage == status.StageData || stage == status.StageDot
 }
 
+// mayHaveArrived stands behind the reply of a recipient that failed after an attempt of which nobody knows the outcome.
+const mayHaveArrived = " (an earlier attempt may have been accepted)"
+
 // signIn reports whether a reply at stage is about a token or the sign-in.
 func signIn(stage status.Stage) bool { return stage == status.StageToken || stage == status.StageAuth }
 
@@ -279,6 +282,9 @@ func (j *judgement) refused(i int, e *status.Error) {
 		}
 		rule, shown = settled, envelope.Failed
 		res.Due, res.Changed = time.Time{}, j.Now
+		if before.State == envelope.Uncertain { // the refusal is of the second copy: the first may have arrived
+			res.Reply += mayHaveArrived
+		}
 		v.Failed = append(v.Failed, i)
 	}
 	j.rulings[rule]++

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -222,6 +223,20 @@ func TestLifetimeOfEach(t *testing.T) {
 	}
 	if want := "554 5.4.7 not delivered within 100h0m0s; last reply: 451 busy"; v.Progress.Results[0].Reply != want {
 		t.Errorf("got %q, want %q", v.Progress.Results[0].Reply, want)
+	}
+}
+
+// Whoever is told of a failure is told, too, that the first copy may have arrived.
+func TestFailedAfterUncertain(t *testing.T) {
+	env := toMany(2)
+	env.Received = epoch
+	before := envelope.Progress{State: envelope.Uncertain, Attempts: 1, Results: []envelope.Result{{State: envelope.Uncertain, Attempts: 1}, {State: envelope.Deferred, Attempts: 1}}}
+	v := judge(before, env, []int{0, 1}, wrong(status.Fail, "gone"), wrong(status.Fail, "gone"))
+	if got := v.Progress.Results[0].Reply; !strings.HasSuffix(got, "gone (an earlier attempt may have been accepted)") {
+		t.Errorf("once uncertain: %q", got)
+	}
+	if got := v.Progress.Results[1].Reply; !strings.HasSuffix(got, "gone") {
+		t.Errorf("never sent: %q", got)
 	}
 }
 
