@@ -298,24 +298,32 @@ func childBody(id envelope.ID) []byte {
 	return append(text(2000), id...)
 }
 
-// child is the process to be killed. It says what it did only once it was told that it is done.
-func child(dir string) {
-	fail := func(err error) {
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+// failChild ends the process of a test's child.
+func failChild(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
-	ctx := context.Background()
+}
+
+// openChild opens the queue in a process of its own.
+func openChild(ctx context.Context, dir string) *Queue {
 	b, err := broker.Open(ctx, broker.Options{Dir: dir, Logger: zap.NewNop()})
-	fail(err)
+	failChild(err)
 	conns, err := b.Connect(2)
-	fail(err)
+	failChild(err)
 	q, err := Open(ctx, conns, Options{
 		Dir: dir, Logger: zap.NewNop(), Registerer: prometheus.NewRegistry(),
 		Reopen: func(context.Context) ([]*nats.Conn, error) { return nil, io.ErrClosedPipe },
 	})
-	fail(err)
+	failChild(err)
+	return q
+}
+
+// child is the process to be killed. It says what it did only once it was told that it is done.
+func child(dir string) {
+	ctx, fail := context.Background(), failChild
+	q := openChild(ctx, dir)
 	var mu sync.Mutex
 	say := func(word string, id envelope.ID) {
 		mu.Lock()

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,12 +15,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/nats-io/nats.go"
-	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
-	"relayd/pkg/broker"
 	"relayd/pkg/envelope"
 )
 
@@ -386,22 +382,8 @@ func TestInterrupted(t *testing.T) {
 
 // interruptedChild is the process to be killed.
 func interruptedChild(dir string) {
-	fail := func(err error) {
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-	}
-	ctx := context.Background()
-	b, err := broker.Open(ctx, broker.Options{Dir: dir, Logger: zap.NewNop()})
-	fail(err)
-	conns, err := b.Connect(2)
-	fail(err)
-	q, err := Open(ctx, conns, Options{
-		Dir: dir, Logger: zap.NewNop(), Registerer: prometheus.NewRegistry(),
-		Reopen: func(context.Context) ([]*nats.Conn, error) { return nil, io.ErrClosedPipe },
-	})
-	fail(err)
+	ctx, fail := context.Background(), failChild
+	q := openChild(ctx, dir)
 	for _, row := range interruptedRows {
 		sender := envelope.Address(row.name + "@contoso.com")
 		fail(q.Put(ctx, newEnvelope(sender), strings.NewReader("body")))

@@ -15,11 +15,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
-	"relayd/pkg/broker"
 	"relayd/pkg/envelope"
 )
 
@@ -255,22 +252,8 @@ func TestOutOfFiles(t *testing.T) {
 
 // filesChild is the process without file descriptors.
 func filesChild(dir string) {
-	fail := func(err error) {
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-	}
-	ctx := context.Background()
-	b, err := broker.Open(ctx, broker.Options{Dir: dir, Logger: zap.NewNop()})
-	fail(err)
-	conns, err := b.Connect(2)
-	fail(err)
-	q, err := Open(ctx, conns, Options{
-		Dir: dir, Logger: zap.NewNop(), Registerer: prometheus.NewRegistry(),
-		Reopen: func(context.Context) ([]*nats.Conn, error) { return nil, io.ErrClosedPipe },
-	})
-	fail(err)
+	ctx, fail := context.Background(), failChild
+	q := openChild(ctx, dir)
 	env := newEnvelope(alice)
 	fail(q.Put(ctx, env, bytes.NewReader(text(3*chunkBytes))))
 	for n := 0; n < 8; { // push the first one's block of 8 MiB out of the server's hands: it keeps the newest open
@@ -292,7 +275,8 @@ func filesChild(dir string) {
 	}
 	look := time.NewTicker(100 * time.Millisecond) // until the server's cache of the block runs out, after some 10 s
 	defer look.Stop()
-	for err = read(); err == nil; err = read() {
+	err := read()
+	for ; err == nil; err = read() {
 		<-look.C
 	}
 	if !errors.Is(err, errNoFiles) || errors.Is(err, envelope.ErrCorrupt) {
