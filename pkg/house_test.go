@@ -32,6 +32,7 @@ var table = map[string][]string{
 	"bounce":     {"envelope", "status"},
 	"postmaster": {"bounce", "envelope", "status"},
 	"sandbox":    {},
+	"vault":      {},
 }
 
 // banned are names that say nothing.

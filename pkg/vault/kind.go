@@ -1,0 +1,187 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Kind is the records of one kind. Names are of at most 1 KiB, records of 512 KiB.
+type Kind struct {
+	v    *Vault
+	name string
+}
+
+// Kind returns the records of the kind of that name, small letters. The methods of a kind that cannot be fail.
+func (v *Vault) Kind(name string) *Kind { return &Kind{v, name} }
+
+// Get returns a record; nil data and revision 0 where there is none. Errors: ErrKey, ErrDamaged, ErrVersion, ErrUnavailable.
+func (k *Kind) Get(ctx context.Context, name string) (data []byte, revision uint64, err error) {
+	place, err := k.place(name)
+	if err != nil {
+		return nil, 0, err
+	}
+	sealed, revision, err := k.v.store().Get(ctx, place)
+	if err != nil {
+		return nil, 0, unavailable("read a record of kind "+k.name, err)
+	}
+	if revision == 0 {
+		return nil, 0, nil
+	}
+	r, err := k.v.ring.Load().open(place, sealed)
+	if err == nil && (r.name != name || r.kind != typeRecord) {
+		err = ErrDamaged
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("read a record of kind %s: %w", k.name, err)
+	}
+	return r.data, revision, nil
+}
+
+// Put stores a record durably in place of the one with that revision, 0: of none. It returns the new revision, or 0 and no
+// error where another has been quicker. After an error it may be stored or not: Get tells.
+func (k *Kind) Put(ctx context.Context, name string, data []byte, revision uint64) (uint64, error) {
+	place, err := k.place(name)
+	if err != nil {
+		return 0, err
+	}
+	sealed, err := k.v.ring.Load().seal(place, typeRecord, name, data)
+	if err != nil {
+		return 0, err
+	}
+	next, err := k.v.store().Put(ctx, place, sealed, revision)
+	if err != nil {
+		return 0, unavailable("store a record of kind "+k.name, err)
+	}
+	return next, nil
+}
+
+// Delete removes a record, whatever its revision, and even where it cannot be opened. None is no error.
+func (k *Kind) Delete(ctx context.Context, name string) error {
+	place, err := k.place(name)
+	if err != nil {
+		return err
+	}
+	note, err := k.v.ring.Load().seal(place, typeNote, name, nil)
+	if err != nil {
+		return err
+	}
+	if err := k.v.store().Delete(ctx, place, note); err != nil {
+		return unavailable("delete a record of kind "+k.name, err)
+	}
+	k.v.mu.Lock()
+	defer k.v.mu.Unlock()
+	delete(k.v.names, place)
+	return nil
+}
+
+// Names lists all records that can be opened, in no order. Those that cannot were logged when the vault was opened.
+func (k *Kind) Names(ctx context.Context) ([]string, error) {
+	if !validKind(k.name) {
+		return nil, errKind
+	}
+	store := k.v.store()
+	places, _, err := store.Places(ctx, k.name)
+	if err != nil {
+		return nil, unavailable("list the records of kind "+k.name, err)
+	}
+	names := make([]string, 0, len(places))
+	var mu sync.Mutex // guards names
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(readers)
+	for _, place := range places {
+		if name, known := k.v.known(place); known {
+			mu.Lock()
+			names = append(names, name)
+			mu.Unlock()
+			continue
+		}
+		group.Go(func() error {
+			sealed, revision, err := store.Get(gctx, place)
+			switch {
+			case err != nil && !errors.Is(err, ErrDamaged):
+				return unavailable("list the records of kind "+k.name, err)
+			case err != nil || revision == 0:
+				return nil
+			}
+			r, err := k.v.ring.Load().open(place, sealed)
+			if err != nil || k.v.place(k.name, r.name) != place {
+				return nil //nolint:nilerr // not listed
+			}
+			k.v.learn(place, r.name)
+			mu.Lock()
+			names = append(names, r.name)
+			mu.Unlock()
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return names, nil
+}
+
+// known returns the name of a record that was opened before.
+func (v *Vault) known(place string) (string, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	name, ok := v.names[place]
+	return name, ok
+}
+
+func (v *Vault) learn(place, name string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.names[place] = name
+}
+
+// retryWatch is how long Watch waits before it asks a store again that ended the watch.
+const retryWatch = time.Second
+
+// Watch calls changed with the name of every record that was stored or deleted since the vault was opened, by whomever,
+// and in order, until ctx ends. It outlives the store's connections; of a deletion that is more than an hour old when the
+// store comes back, nothing is told. changed must return soon. The error says that the kind cannot be.
+func (k *Kind) Watch(ctx context.Context, changed func(name string)) error {
+	if !validKind(k.name) {
+		return errKind
+	}
+	after := k.v.opened
+	for ctx.Err() == nil {
+		at := k.v.attached()
+		// Its error is the end of the connection, or of ctx; the next round finds out.
+		_ = at.store.Watch(ctx, k.name, after, func(c Change) {
+			after = c.Revision
+			if name, ok := k.nameOf(&c); ok {
+				changed(name)
+			}
+		})
+		timer := time.NewTimer(retryWatch)
+		select {
+		case <-ctx.Done():
+		case <-at.replaced:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	return nil
+}
+
+// nameOf returns the name of the record that changed.
+func (k *Kind) nameOf(c *Change) (string, bool) {
+	r, err := k.v.ring.Load().open(c.Place, c.Sealed)
+	if err != nil || k.v.place(k.name, r.name) != c.Place {
+		return "", false
+	}
+	return r.name, true
+}
+
+func (k *Kind) place(name string) (string, error) {
+	if !validKind(k.name) {
+		return "", errKind
+	}
+	return k.v.place(k.name, name), nil
+}
