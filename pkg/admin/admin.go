@@ -31,6 +31,8 @@ import (
 	"golang.org/x/net/netutil"
 
 	"relayd/pkg/admin/api"
+	"relayd/pkg/admin/console"
+	"relayd/pkg/admin/login"
 )
 
 // Options of a Server. Address and Gatherer are required.
@@ -45,6 +47,22 @@ type Options struct {
 
 	Messages     api.Messages // behind the API, on Address alone; nil: there is no API
 	MessageBytes int64        // largest message the API takes, in octets; 0: 35 MiB
+
+	Console    console.Console       // behind the rest of the API; nil: that is not there
+	Page       http.Handler          // what is not answered otherwise on Address: the page and its files; nil: nothing
+	Login      login.Settings        // who may log in, as it stands now: see Configure
+	Sessions   login.Records         // who is logged in; nil: forgotten at the next start
+	Links      login.Records         // one-time login links; nil: forgotten at the next start
+	CertFile   string                // PEM, TLS for Address, read again when it changes; empty: none
+	KeyFile    string                // PEM
+	Audit      Audit                 // nil: none
+	Registerer prometheus.Registerer // nil: logins are not counted
+}
+
+// Audit is where changes to who may do what are written, as audit.Log is.
+type Audit interface {
+	// Write stores an entry durably. On an error the change is not made.
+	Write(ctx context.Context, e console.Entry) error
 }
 
 // The limits of one connection. But for the API, which has limits of its own, nothing here is large or slow, so whoever is
