@@ -30,19 +30,29 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/oauth2"
 
+	"relayd/pkg/entra/grant"
 	"relayd/pkg/status"
 )
 
 // Tenant is one app registration.
 type Tenant struct {
-	TenantID  string                 // directory (tenant) ID: a GUID or a verified domain
-	ClientID  string                 // application (client) ID
-	Secret    func() (string, error) // the client secret; called for each request, so that a rotated one is taken up
-	Cloud     string                 // worldwide, gcc-high, dod or china; empty: worldwide
-	Authority string                 // base URL in front of the tenant ID; empty: the cloud's. http only to loopback
-	Scope     string                 // empty: the cloud's scope for SMTP
-	RootCAs   *x509.CertPool         // nil: the system's
-	Proxy     *url.URL               // nil: as the environment says (HTTPS_PROXY)
+	TenantID string // directory (tenant) ID: a GUID or a verified domain
+	ClientID string // application (client) ID
+
+	// Exactly one credential; none for a public client, which Delegated must be set for. Functions are called for each
+	// request, so that what was rotated is taken up.
+	Secret          func() (string, error)          // the client secret
+	Certificate     func() (tls.Certificate, error) // certificate and key that sign client assertions
+	FederatedToken  func() (string, error)          // a token of a trusted issuer, such as a Kubernetes service account's
+	ManagedIdentity string                          // of the Azure machine: "system", or the client ID of a user-assigned one
+
+	Delegated bool // a person signs in for each mailbox; else the application acts in its own name
+
+	Cloud     string         // worldwide, gcc-high, dod or china; empty: worldwide
+	Authority string         // base URL in front of the tenant ID; empty: the cloud's. http only to loopback
+	Scope     string         // empty: the cloud's scope for SMTP
+	RootCAs   *x509.CertPool // nil: the system's
+	Proxy     *url.URL       // nil: as the environment says (HTTPS_PROXY)
 }
 
 // Options configures [New].
@@ -50,8 +60,12 @@ type Options struct {
 	Tenants     map[string]Tenant // by the name the configuration gives
 	HTTPTimeout time.Duration     // for one request from dialling to the last byte; 0: 30 s
 	Rules       []Rule            // of the operator's, for what Entra ID refuses with; see SetRules
-	Logger      *zap.Logger       // nil: none
-	Registerer  prometheus.Registerer
+	// Records keeps grants and access tokens, and is shared with other nodes; nil: in memory only.
+	Records      grant.Records
+	Node         string      // name of this process among those that share Records; empty: a random one
+	SenderLabels int         // most values of the label "sender"; 0: 200
+	Logger       *zap.Logger // nil: none
+	Registerer   prometheus.Registerer
 	// Dial opens the connections to Entra ID; nil: a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -93,6 +107,9 @@ func New(o Options) (*Tokens, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
+	}
+	if o.Records == nil {
+		o.Records = grant.NewMemory()
 	}
 	if o.Dial == nil {
 		o.Dial = (&net.Dialer{Timeout: o.HTTPTimeout}).DialContext
@@ -198,11 +215,15 @@ func (t *Tokens) get(ctx context.Context, tenant, refused string) (*oauth2.Token
 	s := t.sources[tenant]
 	t.mu.Unlock()
 	if s == nil {
-		return nil, &status.Error{Code: 535, Enhanced: status.Enhanced{5, 7, 8}, Stage: status.StageToken,
-			Action: status.ParkTenant, Text: "the sender's tenant is not configured",
-			Cause: "the configuration has no such tenant", Advice: "Add the tenant to tenants, or take its senders out of senders"}
+		return nil, unconfigured()
 	}
 	return s.get(ctx, refused)
+}
+
+func unconfigured() *status.Error {
+	return &status.Error{Code: 535, Enhanced: status.Enhanced{5, 7, 8}, Stage: status.StageToken,
+		Action: status.ParkTenant, Text: "the sender's tenant is not configured",
+		Cause: "the configuration has no such tenant", Advice: "Add the tenant to tenants, or take its senders out of senders"}
 }
 
 // start runs fetch in a goroutine that Close waits for, and reports false once closed.

@@ -78,9 +78,9 @@ func (e *endpoint) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 }
 
 // numbered answers with token-1, token-2, …, each good for an hour.
-func numbered(n int, w http.ResponseWriter) { grant(w, fmt.Sprintf("token-%d", n), "3600") }
+func numbered(n int, w http.ResponseWriter) { give(w, fmt.Sprintf("token-%d", n), "3600") }
 
-func grant(w http.ResponseWriter, token, expiresIn string) {
+func give(w http.ResponseWriter, token, expiresIn string) {
 	w.Header().Set("Content-Type", "application/json")
 	fmt.Fprintf(w, `{"token_type":"Bearer","expires_in":%s,"access_token":%q}`, expiresIn, token)
 }
@@ -338,7 +338,7 @@ func TestExpiry(t *testing.T) {
 					refuse(w, 500, "", "")
 					return
 				}
-				grant(w, "tok", tt.expiresIn)
+				give(w, "tok", tt.expiresIn)
 			}
 			within(t, answer, func(t *testing.T, r *rig) {
 				r.token(t, "")
@@ -351,7 +351,7 @@ func TestExpiry(t *testing.T) {
 		})
 	}
 	t.Run("in the past", func(t *testing.T) { // of use for nothing, but no loop
-		within(t, func(n int, w http.ResponseWriter) { grant(w, "tok", "-5") }, func(t *testing.T, r *rig) {
+		within(t, func(n int, w http.ResponseWriter) { give(w, "tok", "-5") }, func(t *testing.T, r *rig) {
 			r.token(t, "")
 			r.token(t, "")
 			if got := r.count(); got != 2 {
@@ -467,7 +467,7 @@ func TestTransportFaults(t *testing.T) {
 			w.Header().Set("Location", "http://127.0.0.1:2/thief")
 			w.WriteHeader(http.StatusTemporaryRedirect)
 		}},
-		{"control characters in the token", func(_ int, w http.ResponseWriter) { grant(w, "a\x01user=b", "3600") }},
+		{"control characters in the token", func(_ int, w http.ResponseWriter) { give(w, "a\x01user=b", "3600") }},
 		{"not a bearer token", func(_ int, w http.ResponseWriter) {
 			fmt.Fprint(w, `{"token_type":"mac","expires_in":3600,"access_token":"x"}`)
 		}},
@@ -653,7 +653,7 @@ func TestClose(t *testing.T) {
 
 // TestTLS is on real sockets: the certificate's issuer must be known, and version 1.2 is the least.
 func TestTLS(t *testing.T) {
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { grant(w, "tok", "60") }))
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { give(w, "tok", "60") }))
 	server.Config.ErrorLog = zap.NewStdLog(zap.NewNop())
 	server.StartTLS()
 	defer server.Close()

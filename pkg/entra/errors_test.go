@@ -85,15 +85,15 @@ func TestNoSecretInErrors(t *testing.T) {
 		"as a page":       func(_ int, w http.ResponseWriter) { w.WriteHeader(500); fmt.Fprint(w, "you sent "+canary) },
 		"the form":        func(_ int, w http.ResponseWriter) { w.WriteHeader(500); fmt.Fprint(w, url.QueryEscape(canary)) },
 		"JSON, no error":  func(_ int, w http.ResponseWriter) { w.WriteHeader(500); fmt.Fprintf(w, `{"x":%s}`, quoted) },
-		"a token":         func(_ int, w http.ResponseWriter) { w.WriteHeader(500); grant(w, canary+"token", "1") },
-		"an unusable one": func(_ int, w http.ResponseWriter) { grant(w, canary+"token\x01", "3600") },
+		"a token":         func(_ int, w http.ResponseWriter) { w.WriteHeader(500); give(w, canary+"token", "1") },
+		"an unusable one": func(_ int, w http.ResponseWriter) { give(w, canary+"token\x01", "3600") },
 		"in a redirection": func(_ int, w http.ResponseWriter) {
 			w.Header().Set("Location", "/?"+url.QueryEscape(canary))
 			w.WriteHeader(307)
 		},
 		"one good token, then a failed renewal": func(n int, w http.ResponseWriter) {
 			if n == 1 {
-				grant(w, "s3cr3t-token", "3600")
+				give(w, "s3cr3t-token", "3600")
 				return
 			}
 			w.WriteHeader(500)
