@@ -59,6 +59,9 @@ type Tenant struct {
 	Authority         string    `json:"authority"`
 	Scope             string    `json:"scope"`
 	SMTPServer        string    `json:"smtp_server"`
+	CertFile          string    `json:"cert_file,omitempty"`
+	KeyFile           string    `json:"key_file,omitempty"`
+	CAFile            string    `json:"ca_file,omitempty"`
 	Origin            string    `json:"origin" enum:"file,page"`
 	Shadowed          bool      `json:"shadowed,omitempty" doc:"added from the page, but the file has one of that name, which is in force"`
 	Senders           int       `json:"senders" doc:"entries of senders that use it"`
