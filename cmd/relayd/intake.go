@@ -214,7 +214,7 @@ func needsRestart(old, c *config.Config) error {
 	}
 	differs("hostname", old.Hostname == c.Hostname)
 	differs("data_dir", old.DataDir == c.DataDir)
-	differs("admin.address", old.Admin == c.Admin)
+	differs("admin.address, public_url or tls", old.Admin.Address == c.Admin.Address && old.Admin.PublicURL == c.Admin.PublicURL && old.Admin.TLS == c.Admin.TLS)
 	differs("metrics", old.Metrics == c.Metrics)
 	differs("log.format", old.Log.Format == c.Log.Format)
 	differs("limits.memory_bytes", old.Limits.MemoryBytes == c.Limits.MemoryBytes)

@@ -11,15 +11,17 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 )
 
 // Config is a whole configuration file. Paths in it are relative to the working directory.
 type Config struct {
 	Hostname      string        `yaml:"hostname"`                        // name in EHLO and Received; default: the host name of the system
-	DataDir       string        `yaml:"data_dir"`                        // directory of the queue; default ./relayd-data
+	DataDir       string        `yaml:"data_dir"`                        // directory of queue, vault and history; default ./relayd-data
 	Listeners     []Listener    `yaml:"listeners" jsonschema:"required"` // at least one
 	Clients       []Client      `yaml:"clients"`                         // who may log in; none by default
 	Limits        Limits        `yaml:"limits"`                          // what a message may be
@@ -29,7 +31,8 @@ type Config struct {
 	UnknownSender UnknownSender `yaml:"unknown_sender"`                  // what becomes of mail from anybody else; default reject
 	Bounces       Bounces       `yaml:"bounces"`                         // who is told of mail that fails
 	Replies       []Reply       `yaml:"replies"`                         // replies to read otherwise than relayd does; none by default
-	Admin         Admin         `yaml:"admin"`                           // health and metrics for this machine
+	Admin         Admin         `yaml:"admin"`                           // the page, the API, health and metrics
+	Vault         Vault         `yaml:"vault"`                           // what seals refresh tokens and entered secrets
 	Metrics       Metrics       `yaml:"metrics"`                         // health and metrics for others
 	Log           Log           `yaml:"log"`                             // what is written to stderr
 }
@@ -96,28 +99,44 @@ type Queue struct {
 	KeepFailed   Duration   `yaml:"keep_failed" min:"1h" max:"3650d"`  // failed mail; default 30d
 }
 
-// Tenant is one app registration in Entra ID.
+// Tenant is one app registration in Entra ID. It has one credential: a client secret, a certificate, a federated token or
+// a managed identity; a delegated one may be a public client, with none.
 type Tenant struct {
-	Name              string `yaml:"name" jsonschema:"required"`
-	Cloud             string `yaml:"cloud" enum:"worldwide,gcc-high,dod,china"` // default worldwide
-	TenantID          string `yaml:"tenant_id" jsonschema:"required"`           // GUID or verified domain
-	ClientID          string `yaml:"client_id" jsonschema:"required"`           // GUID of the app registration
-	ClientSecret      Secret `yaml:"client_secret" jsonschema:"required"`
-	CredentialExpires Date   `yaml:"credential_expires"`              // zero: not said
-	Grant             string `yaml:"grant" enum:"client_credentials"` // default client_credentials
-	Authority         string `yaml:"authority"`                       // base URL without trailing slash; default by cloud
-	Scope             string `yaml:"scope"`                           // default by cloud
-	SMTPServer        string `yaml:"smtp_server"`                     // host:port; default by cloud
-	CAFile            string `yaml:"ca_file"`                         // PEM, trusted besides the system's roots
+	Name               string      `yaml:"name" jsonschema:"required"`
+	Cloud              string      `yaml:"cloud" enum:"worldwide,gcc-high,dod,china"` // default worldwide
+	TenantID           string      `yaml:"tenant_id" jsonschema:"required"`           // GUID or verified domain
+	ClientID           string      `yaml:"client_id" jsonschema:"required"`           // GUID of the app registration
+	ClientSecret       Secret      `yaml:"client_secret"`
+	Certificate        Certificate `yaml:"certificate"`                               // instead of a secret
+	FederatedTokenFile string      `yaml:"federated_token_file"`                      // a token of another issuer, as Kubernetes mounts it; read for each request
+	ManagedIdentity    string      `yaml:"managed_identity"`                          // system, or the client ID of a user-assigned one
+	CredentialExpires  Date        `yaml:"credential_expires"`                        // zero: not said
+	Grant              string      `yaml:"grant" enum:"client_credentials,delegated"` // default client_credentials
+	Authority          string      `yaml:"authority"`                                 // base URL without trailing slash; default by cloud
+	Scope              string      `yaml:"scope"`                                     // default by cloud and grant
+	SMTPServer         string      `yaml:"smtp_server"`                               // host:port; default by cloud
+	CAFile             string      `yaml:"ca_file"`                                   // PEM, trusted besides the system's roots
+	Proxy              string      `yaml:"proxy"`                                     // URL of an HTTP proxy to Entra ID; default as the environment says
+}
+
+// Certificate is one whose public part is registered with the app.
+type Certificate struct {
+	CertFile string `yaml:"cert_file"` // PEM
+	KeyFile  string `yaml:"key_file"`  // PEM
 }
 
 // RootCAs returns the roots to trust for this tenant's servers: the system's, and ca_file where one is set.
 // Without a ca_file it is nil, which crypto/tls takes as the system's roots.
-func (t *Tenant) RootCAs() (*x509.CertPool, error) {
-	if t.CAFile == "" {
+func (t *Tenant) RootCAs() (*x509.CertPool, error) { return rootCAs(t.CAFile) }
+
+// RootCAs returns the roots to trust for the provider, as those of a Tenant.
+func (o *OIDC) RootCAs() (*x509.CertPool, error) { return rootCAs(o.CAFile) }
+
+func rootCAs(file string) (*x509.CertPool, error) {
+	if file == "" {
 		return nil, nil
 	}
-	data, err := os.ReadFile(t.CAFile)
+	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("cannot be read: %w", pathless(err))
 	}
@@ -187,9 +206,68 @@ type Reply struct {
 	Advice   string   `yaml:"advice"`                  // what to do about it
 }
 
-// Admin is the listener for this machine.
+// Admin is the listener of the page and the API.
 type Admin struct {
-	Address string `yaml:"address"` // loopback only; default 127.0.0.1:8080
+	Address   string      `yaml:"address"`    // default 127.0.0.1:8080
+	PublicURL string      `yaml:"public_url"` // how browsers reach it, base of the redirect URI; default by Address: see BaseURL
+	TLS       Certificate `yaml:"tls"`        // default none
+	Tokens    []Token     `yaml:"tokens"`     // API tokens; default none
+	OIDC      OIDC        `yaml:"oidc"`       // who may log in by an OpenID provider; default nobody
+}
+
+// Token is a bearer token of the API. Role or Scopes say what it may.
+type Token struct {
+	Name    string   `yaml:"name" jsonschema:"required"`
+	Hash    string   `yaml:"hash" jsonschema:"required"`                     // sha256: and 64 hexadecimal digits, from `relayd token`
+	Role    string   `yaml:"role" enum:"viewer,operator,admin"`              // default none
+	Scopes  []string `yaml:"scopes" enum:"read,content,send,operate,manage"` // default none
+	Expires Date     `yaml:"expires"`                                        // zero: never
+}
+
+// OIDC is an OpenID provider people log in by.
+type OIDC struct {
+	Issuer       string    `yaml:"issuer"` // URL; empty: there is none
+	ClientID     string    `yaml:"client_id"`
+	ClientSecret Secret    `yaml:"client_secret"` // none: a public client
+	CAFile       string    `yaml:"ca_file"`       // PEM, trusted besides the system's roots
+	Allowed      []Allowed `yaml:"allowed"`       // who may; nobody else does
+}
+
+// Allowed lets a user or a group log in. Exactly one of User and Group is set.
+type Allowed struct {
+	User  string `yaml:"user"`  // preferred_username, verified email, or subject
+	Group string `yaml:"group"` // a value of the claim groups
+	Role  string `yaml:"role" jsonschema:"required" enum:"viewer,operator,admin"`
+}
+
+// Vault says what seals the records that are secrets.
+type Vault struct {
+	Key          Secret   `yaml:"key"`           // default: a generated one in data_dir
+	PreviousKeys []Secret `yaml:"previous_keys"` // still opened with, until relayd vault rotate is done; default none
+}
+
+// BaseURL returns how browsers reach the page: public_url, else the address itself, by the name that Entra ID takes in a
+// redirect URI without https.
+func (a *Admin) BaseURL() string {
+	if a.PublicURL != "" {
+		return strings.TrimRight(a.PublicURL, "/")
+	}
+	scheme := "http"
+	if a.TLS.CertFile != "" {
+		scheme = "https"
+	}
+	host, port, _ := net.SplitHostPort(a.Address) // validated
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && (ip.IsLoopback() || ip.IsUnspecified()) {
+		host = "localhost"
+	}
+	return scheme + "://" + net.JoinHostPort(host, port)
+}
+
+// Loopback reports whether only this machine can reach the listener.
+func (a *Admin) Loopback() bool {
+	host, _, err := net.SplitHostPort(a.Address)
+	ip, parseErr := netip.ParseAddr(host)
+	return err == nil && (host == "localhost" || parseErr == nil && ip.IsLoopback())
 }
 
 // Metrics is the listener for probes and Prometheus.
@@ -212,8 +290,10 @@ func (c *Config) Files() []string {
 		files = append(files, c.Listeners[i].CertFile, c.Listeners[i].KeyFile)
 	}
 	for i := range c.Tenants {
-		files = append(files, c.Tenants[i].CAFile, c.Tenants[i].ClientSecret.File())
+		t := &c.Tenants[i]
+		files = append(files, t.CAFile, t.ClientSecret.File(), t.Certificate.CertFile, t.Certificate.KeyFile)
 	}
+	files = append(files, c.Admin.TLS.CertFile, c.Admin.TLS.KeyFile, c.Admin.OIDC.CAFile, c.Admin.OIDC.ClientSecret.File())
 	slices.Sort(files)
 	files = slices.Compact(files)
 	return slices.DeleteFunc(files, func(f string) bool { return f == "" })

@@ -92,18 +92,23 @@ func (d *decoder) decode(key string, n *yaml.Node, v reflect.Value, tag reflect.
 	switch {
 	case v.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
 		d.decodeList(key, n, v, tag)
-	case v.Kind() == reflect.Struct && v.Type().Field(0).Tag.Get("yaml") != "" && n.Kind == yaml.MappingNode:
+	case isMapping(v) && n.Kind == yaml.MappingNode:
 		d.decodeMapping(key, n, v)
 	default:
 		d.fail(key, "%s", wants(v))
 	}
 }
 
+// isMapping reports whether v is written as a mapping: a struct of keys, not one that is a value by itself.
+func isMapping(v reflect.Value) bool {
+	return v.Kind() == reflect.Struct && v.Type().Field(0).Tag.Get("yaml") != ""
+}
+
 func wants(v reflect.Value) string {
 	switch {
 	case v.Kind() == reflect.Slice:
 		return "must be a list; write [a, b], or one line with a dash for each"
-	case v.Kind() == reflect.Struct && v.Type().Field(0).Tag.Get("yaml") != "":
+	case isMapping(v):
 		return "must be a mapping; write {key: value}, or indented lines of key: value"
 	}
 	return "must be a single value; take the list or mapping away"
@@ -191,11 +196,9 @@ func unknownKey(t reflect.Type, path, key string) string {
 // comesLater reports whether path is a key of the documented configuration that this version does not have yet.
 func comesLater(path string) bool {
 	switch path {
-	case "nats", "vault", "tracing",
+	case "nats", "tracing",
 		"queue.urls", "queue.credentials_file", "queue.tls", "queue.replicas", "queue.prefix",
-		"tenants.certificate", "tenants.federated_token_file", "tenants.managed_identity", "tenants.graph_url",
-		"tenants.proxy",
-		"admin.public_url", "admin.tokens", "admin.oidc", "admin.tls":
+		"tenants.graph_url":
 		return true
 	}
 	return false
@@ -263,7 +266,7 @@ func parseScalar(v reflect.Value, text string) error {
 
 func unknownValue(text string, known []string) error {
 	switch text {
-	case "external", "delegated", "graph", "events":
+	case "external", "graph", "events":
 		return fmt.Errorf("%q is not available in this version; write %s", text, strings.Join(known, " or "))
 	}
 	near := nearest(text, known)

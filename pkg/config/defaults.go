@@ -3,6 +3,7 @@ package config
 import (
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -81,11 +82,19 @@ func (c *Config) complete() {
 	}
 	for i := range c.Tenants {
 		t := &c.Tenants[i]
-		authority, scope, server := cloud(t.Cloud)
-		t.Authority = orDefault(t.Authority, authority)
-		t.Scope = orDefault(t.Scope, scope)
-		t.SMTPServer = orDefault(t.SMTPServer, server)
+		t.complete()
 	}
+}
+
+func (t *Tenant) complete() {
+	authority, resource, server := cloud(t.Cloud)
+	scope := resource + "/.default"
+	if t.Grant == "delegated" {
+		scope = strings.Replace(resource, "office365.com", "office.com", 1) + "/SMTP.Send offline_access" // as Microsoft documents either
+	}
+	t.Authority = orDefault(strings.TrimRight(t.Authority, "/"), authority)
+	t.Scope = orDefault(t.Scope, scope)
+	t.SMTPServer = orDefault(t.SMTPServer, server)
 }
 
 func orDefault(value, otherwise string) string {
@@ -95,16 +104,16 @@ func orDefault(value, otherwise string) string {
 	return value
 }
 
-// cloud returns where a Microsoft cloud's tenants get tokens, for what, and where they submit mail. Microsoft documents
+// cloud returns where a Microsoft cloud's tenants get tokens, for which resource, and where they submit mail. Microsoft documents
 // all of it for worldwide, the authorities for all clouds; the rest is as seen in the field, so each is a key of its own.
-func cloud(name string) (authority, scope, server string) {
+func cloud(name string) (authority, resource, server string) {
 	switch name {
 	case "gcc-high":
-		return "https://login.microsoftonline.us", "https://outlook.office365.us/.default", "smtp.office365.us:587"
+		return "https://login.microsoftonline.us", "https://outlook.office365.us", "smtp.office365.us:587"
 	case "dod":
-		return "https://login.microsoftonline.us", "https://outlook-dod.office365.us/.default", "smtp-dod.office365.us:587"
+		return "https://login.microsoftonline.us", "https://outlook-dod.office365.us", "smtp-dod.office365.us:587"
 	case "china":
-		return "https://login.partner.microsoftonline.cn", "https://partner.outlook.cn/.default", "smtp.partner.outlook.cn:587"
+		return "https://login.partner.microsoftonline.cn", "https://partner.outlook.cn", "smtp.partner.outlook.cn:587"
 	}
-	return "https://login.microsoftonline.com", "https://outlook.office365.com/.default", "smtp.office365.com:587"
+	return "https://login.microsoftonline.com", "https://outlook.office365.com", "smtp.office365.com:587"
 }

@@ -17,10 +17,15 @@ import (
 // environment. Secrets, key pairs and CA files it refers to are read once, to prove that they can be. The error is an
 // [*Error] and lists everything wrong; warnings are returned in either case.
 func Load(path string) (*Config, []Warning, error) {
+	c, warnings, _, err := load(path)
+	return c, warnings, err
+}
+
+func load(path string) (*Config, []Warning, []Setting, error) {
 	data, err := readConfig(path)
 	if err != nil {
 		const text = "cannot be read: %v; name a file, `relayd config example` prints one to start from"
-		return nil, nil, &Error{[]Problem{{File: path, Text: fmt.Sprintf(text, pathless(err))}}}
+		return nil, nil, nil, &Error{[]Problem{{File: path, Text: fmt.Sprintf(text, pathless(err))}}}
 	}
 	c, r := parse(path, data, os.Environ(), time.Now())
 	if c != nil {
@@ -28,9 +33,11 @@ func Load(path string) (*Config, []Warning, error) {
 	}
 	warnings, err := r.result()
 	if err != nil {
-		return nil, warnings, err
+		return nil, warnings, nil, err
 	}
-	return c, warnings, nil
+	var settings []Setting
+	r.explain("", reflect.ValueOf(c).Elem(), &settings)
+	return c, warnings, settings, nil
 }
 
 func readConfig(path string) ([]byte, error) {
@@ -55,7 +62,7 @@ func Parse(name string, data []byte, environ []string) (*Config, []Warning, erro
 
 // parse returns a Config, incomplete where the report has problems and nil where data is no YAML at all.
 func parse(name string, data []byte, environ []string, now time.Time) (*Config, *report) {
-	r := &report{file: name, marks: map[string]mark{"": {line: 1, column: 1}}, broken: map[string]bool{}}
+	r := newReport(name)
 	root, problem := parseYAML(name, data)
 	if problem != nil {
 		r.problems = append(r.problems, *problem)
@@ -97,11 +104,11 @@ func (r *report) override(c *Config, environ []string) {
 			}
 			continue
 		}
-		holdsSecret := func(t Tenant) bool {
-			scheme, variable := t.ClientSecret.split()
+		holds := func(s Secret) bool {
+			scheme, variable := s.split()
 			return scheme == "env" && variable == name
 		}
-		if isServiceLink(name) || slices.ContainsFunc(c.Tenants, holdsSecret) {
+		if isServiceLink(name) || slices.ContainsFunc(c.secrets(), holds) {
 			continue
 		}
 		text := "no setting has this name"
@@ -114,12 +121,21 @@ func (r *report) override(c *Config, environ []string) {
 	}
 }
 
+// secrets returns every secret that is set.
+func (c *Config) secrets() []Secret {
+	all := append([]Secret{c.Vault.Key, c.Admin.OIDC.ClientSecret}, c.Vault.PreviousKeys...)
+	for i := range c.Tenants {
+		all = append(all, c.Tenants[i].ClientSecret)
+	}
+	return slices.DeleteFunc(all, Secret.IsZero)
+}
+
 // scalars calls visit for every scalar that stands directly in the file or in one of its sections.
 func scalars(key string, v reflect.Value, visit func(key string, set func(string) error)) {
 	for f := range v.Type().Fields() {
 		name, value := strings.TrimPrefix(key+"."+f.Tag.Get("yaml"), "."), v.FieldByIndex(f.Index)
 		switch {
-		case value.Kind() == reflect.Struct:
+		case isMapping(value):
 			scalars(name, value, visit)
 		case value.Kind() != reflect.Slice:
 			visit(name, func(text string) error { return setScalar(value, text, f.Tag) })

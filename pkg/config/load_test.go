@@ -33,7 +33,8 @@ func TestEnvironmentKnowsEveryScalar(t *testing.T) {
 	const want = "hostname data_dir limits.message_bytes limits.recipients limits.header_bytes limits.hops " +
 		"limits.memory_bytes queue.backend queue.lifetime queue.max_bytes queue.min_free_bytes queue.delay_warning " +
 		"queue.keep_sent queue.keep_failed unknown_sender.rewrite_to unknown_sender.reply_to_original bounces.from " +
-		"bounces.per_hour admin.address " +
+		"bounces.per_hour admin.address admin.public_url admin.tls.cert_file admin.tls.key_file admin.oidc.issuer " +
+		"admin.oidc.client_id admin.oidc.client_secret admin.oidc.ca_file vault.key " +
 		"metrics.address metrics.per_sender_limit log.level log.format"
 	if strings.Join(got, " ") != want {
 		t.Errorf("got %v\nwant %v", got, want)
@@ -46,7 +47,7 @@ func TestEnvironmentErrorsNameTheVariable(t *testing.T) {
 		"RELAYD_LIMITS_HEADER_BYTES=16MiB", "RELAYD_LIMITS_MESSAGE_BYTES=1MiB"})
 	const want = `relayd.yaml:6:16: limits.hops: 0 is too small; write at least 1
 environment: RELAYD_ADMIN_ADDRESS: "0.0.0.0:80" can be reached from other machines, and nobody would have to log in; ` +
-		`write 127.0.0.1 and a port, and metrics.address for probes and Prometheus
+		`add tokens or oidc, or write 127.0.0.1 and a port, and metrics.address for probes and Prometheus
 environment: RELAYD_LIMITS_HEADER_BYTES: 16MiB is more than limits.message_bytes, 1MiB; write less
 environment: RELAYD_LOG_LEVEL: unknown value "loud"; write debug or info or warn or error
 environment: RELAYD_QUEUE_LIFETIME: "5" is not a duration; write a number with a unit, like 30s, 15m, 4h or 5d`

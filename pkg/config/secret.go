@@ -19,13 +19,14 @@ const (
 type Secret struct {
 	// The reference as written. A pointer to a string, since fmt never looks behind one: where a Secret stands in an
 	// unexported field, fmt cannot call Format and shows an address instead.
-	ref *string
+	ref     *string
+	literal bool // ref is the value, whatever it looks like
 }
 
 // UnmarshalText reads a reference. It does not resolve it.
 func (s *Secret) UnmarshalText(text []byte) error {
 	ref := string(text)
-	scheme, value := Secret{&ref}.split()
+	scheme, value := Secret{ref: &ref}.split()
 	switch {
 	case ref == "":
 		return errors.New("is empty; write a reference like file:/run/secrets/name or env:NAME")
@@ -40,8 +41,11 @@ func (s *Secret) UnmarshalText(text []byte) error {
 
 // split returns what kind of reference s is, "" for the secret itself, and what it refers to.
 func (s Secret) split() (scheme, value string) {
-	if s.ref == nil {
+	switch {
+	case s.ref == nil:
 		return "", ""
+	case s.literal:
+		return "", *s.ref
 	}
 	scheme, value, _ = strings.Cut(*s.ref, ":")
 	switch scheme {

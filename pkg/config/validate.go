@@ -257,11 +257,7 @@ func (r *report) checkTenant(c *Config, i int, now time.Time) {
 	} else if !isGUID(t.ClientID) {
 		r.errorf(key+".client_id", "%q is not a GUID; copy the Application (client) ID of the app registration", t.ClientID)
 	}
-	if t.ClientSecret.IsZero() {
-		r.errorf(key+".client_secret", "is missing; write a reference like file:/run/secrets/name or env:NAME")
-	} else if t.ClientSecret.Plain() {
-		r.warnf(key+".client_secret", "the secret itself stands in the file; move it and refer to it with file:, env: or cred:")
-	}
+	r.checkCredential(key, t)
 	r.checkEndpoints(key, t)
 	if expires := time.Time(t.CredentialExpires); !expires.IsZero() && now.After(expires) {
 		r.warnf(key+".credential_expires", "%v has passed; make a new client secret", t.CredentialExpires)
@@ -270,12 +266,67 @@ func (r *report) checkTenant(c *Config, i int, now time.Time) {
 	}
 }
 
+// checkCredential reports a tenant without exactly one credential; a delegated one may have none.
+func (r *report) checkCredential(key string, t *Tenant) {
+	var given []string
+	for _, one := range []struct {
+		name string
+		set  bool
+	}{
+		{"client_secret", !t.ClientSecret.IsZero()}, {"certificate", t.Certificate != (Certificate{})},
+		{"federated_token_file", t.FederatedTokenFile != ""}, {"managed_identity", t.ManagedIdentity != ""},
+	} {
+		if one.set {
+			given = append(given, one.name)
+		}
+	}
+	switch {
+	case len(given) == 0 && t.Grant != "delegated":
+		r.errorf(key+".client_secret", "is missing; write a reference like file:/run/secrets/name or env:NAME, "+
+			"or certificate, federated_token_file or managed_identity in its place")
+	case len(given) > 1:
+		r.errorf(key+"."+given[1], "is one credential too many, beside %s; take one away", given[0])
+	}
+	if t.ClientSecret.Plain() {
+		r.warnf(key+".client_secret", "the secret itself stands in the file; move it and refer to it with file:, env: or cred:")
+	}
+	r.checkCertificate(key+".certificate", &t.Certificate)
+	switch id := t.ManagedIdentity; {
+	case id == "":
+	case t.Grant == "delegated":
+		r.errorf(key+".managed_identity", "cannot sign people in; take it away, or write grant: client_credentials")
+	case id != "system" && !isGUID(id):
+		r.errorf(key+".managed_identity", "%q is neither system nor a GUID; write the client ID of the user-assigned identity", id)
+	}
+	if t.Proxy != "" {
+		if u, err := url.Parse(t.Proxy); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Path != "" || u.RawQuery != "" {
+			r.errorf(key+".proxy", "is not the address of a proxy; write one like http://proxy.contoso.com:3128")
+		} else if u.User != nil {
+			r.errorf(key+".proxy", "names a user, and would be shown; use a proxy that lets this machine through")
+		}
+	}
+}
+
+// checkCertificate reports a certificate without its key, and the reverse.
+func (r *report) checkCertificate(key string, c *Certificate) {
+	switch {
+	case c.CertFile == "" && c.KeyFile != "":
+		r.errorf(key+".cert_file", "is missing, and key_file needs it; name a PEM file")
+	case c.CertFile != "" && c.KeyFile == "":
+		r.errorf(key+".key_file", "is missing, and cert_file needs it; name a PEM file")
+	}
+}
+
 func (r *report) checkEndpoints(key string, t *Tenant) {
 	u, err := url.Parse(t.Authority)
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		r.errorf(key+".authority", "is not a base URL with https; write one like https://login.microsoftonline.com")
 	}
-	if !strings.HasSuffix(t.Scope, "/.default") || strings.ContainsAny(t.Scope, " \t") {
+	switch app := t.Grant != "delegated"; {
+	case !app && !strings.Contains(t.Scope, "/SMTP.Send"):
+		r.errorf(key+".scope", "%q does not hold SMTP.Send, which a mailbox's owner grants; "+
+			"write one like https://outlook.office.com/SMTP.Send offline_access", t.Scope)
+	case app && (!strings.HasSuffix(t.Scope, "/.default") || strings.ContainsAny(t.Scope, " \t")):
 		r.errorf(key+".scope", "%q does not end in /.default, which an app's own token needs; "+
 			"write one like https://outlook.office365.com/.default", t.Scope)
 	}
@@ -302,32 +353,39 @@ func (r *report) checkSenders(c *Config) {
 	first := map[string]string{}
 	for i := range c.Senders {
 		s, key := &c.Senders[i], item("senders", i)
-		name := key + ".address"
-		switch {
-		case !r.given(key+".address") && !r.given(key+".match"):
-			r.errorf(key, "has neither address nor match; write one")
-		case r.given(key+".address") && r.given(key+".match"):
-			r.errorf(key, "has both address and match; write one")
-		case r.given(name):
-			r.checkMailbox(name, s.Address)
-		case !isPattern(s.Match):
-			name = key + ".match"
-			r.errorf(name, `%q is not *@domain; write it like "*@contoso.com", or address: for one mailbox`, s.Match)
-		default:
-			name = key + ".match"
-		}
+		name := r.checkSender(c, i)
 		if who := strings.ToLower(s.Address + s.Match); who != "" && first[who] != "" {
 			r.errorf(name, "%q is given in %s, too; take one away", s.Address+s.Match, first[who])
 		} else {
 			first[who] = key
 		}
-		r.checkSenderTenant(c, key, s.Tenant)
-		if s.Login != "" {
-			r.checkMailbox(key+".login", s.Login)
-		}
-		r.checkPace(key, s)
-		r.checkFallback(c, key, s)
 	}
+}
+
+// checkSender reports what is wrong with one sender, and returns the key of what it matches.
+func (r *report) checkSender(c *Config, i int) (name string) {
+	s, key := &c.Senders[i], item("senders", i)
+	name = key + ".address"
+	switch {
+	case !r.given(key+".address") && !r.given(key+".match"):
+		r.errorf(key, "has neither address nor match; write one")
+	case r.given(key+".address") && r.given(key+".match"):
+		r.errorf(key, "has both address and match; write one")
+	case r.given(name):
+		r.checkMailbox(name, s.Address)
+	case !isPattern(s.Match):
+		name = key + ".match"
+		r.errorf(name, `%q is not *@domain; write it like "*@contoso.com", or address: for one mailbox`, s.Match)
+	default:
+		name = key + ".match"
+	}
+	r.checkSenderTenant(c, key, s.Tenant)
+	if s.Login != "" {
+		r.checkMailbox(key+".login", s.Login)
+	}
+	r.checkPace(key, s)
+	r.checkFallback(c, key, s)
+	return name
 }
 
 func (r *report) checkFallback(c *Config, key string, s *Sender) {
@@ -451,14 +509,91 @@ func (r *report) checkReplies(c *Config) {
 
 func (r *report) checkHTTP(c *Config) {
 	r.checkAddress("admin.address", c.Admin.Address)
-	if host, _, err := net.SplitHostPort(c.Admin.Address); err == nil && host != "localhost" {
-		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
-			r.errorf("admin.address", "%q can be reached from other machines, and nobody would have to log in; "+
-				"write 127.0.0.1 and a port, and metrics.address for probes and Prometheus", c.Admin.Address)
-		}
-	}
+	r.checkAdmin(&c.Admin)
+	r.checkVault(&c.Vault)
 	if c.Metrics.Address != "" {
 		r.checkAddress("metrics.address", c.Metrics.Address)
+	}
+}
+
+func (r *report) checkAdmin(a *Admin) {
+	login := len(a.Tokens) > 0 || a.OIDC.Issuer != ""
+	if _, _, err := net.SplitHostPort(a.Address); err == nil && !a.Loopback() {
+		switch {
+		case !login:
+			r.errorf("admin.address", "%q can be reached from other machines, and nobody would have to log in; "+
+				"add tokens or oidc, or write 127.0.0.1 and a port, and metrics.address for probes and Prometheus", a.Address)
+		case a.TLS == (Certificate{}) && !strings.HasPrefix(a.PublicURL, "https://"):
+			r.warnf("admin.address", "can be reached from other machines without TLS; add tls, or put a proxy with TLS before it and name it in public_url")
+		}
+	}
+	r.checkCertificate("admin.tls", &a.TLS)
+	if a.PublicURL != "" {
+		u, err := url.Parse(a.PublicURL)
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/")+u.RawQuery+u.Fragment != "" {
+			r.errorf("admin.public_url", "is not the address of a site; write one like https://relay.contoso.com, without a path")
+		} else if ip, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (err != nil || !ip.IsLoopback()) {
+			r.errorf("admin.public_url", "is not https, and passwords and codes travel there; write https, or http://localhost, which alone Entra ID takes without")
+		}
+	}
+	first := map[string]string{}
+	for i := range a.Tokens {
+		t, key := &a.Tokens[i], item("admin.tokens", i)
+		switch {
+		case t.Name == "":
+			r.errorf(key+".name", "is missing; write what it is for, as audit log and history show it")
+		case first[t.Name] != "":
+			r.errorf(key+".name", "%q is the name of %s, too; give each token its own", t.Name, first[t.Name])
+		}
+		first[t.Name] = key
+		if !regexp.MustCompile(`^sha256:[0-9a-f]{64}$`).MatchString(t.Hash) {
+			r.errorf(key+".hash", "is not the hash of a token; `relayd token` makes one of each")
+		}
+		if (t.Role == "") == (len(t.Scopes) == 0) {
+			r.errorf(key+".role", "or scopes must say what the token may, one of the two; write role: viewer, or scopes: [read]")
+		}
+	}
+	r.checkOIDC(&a.OIDC)
+}
+
+func (r *report) checkOIDC(o *OIDC) {
+	if o.Issuer == "" {
+		if o.ClientID != "" || len(o.Allowed) > 0 || !o.ClientSecret.IsZero() {
+			r.errorf("admin.oidc.issuer", "is missing; write the provider's URL, like https://login.microsoftonline.com/TENANT/v2.0")
+		}
+		return
+	}
+	if u, err := url.Parse(o.Issuer); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		r.errorf("admin.oidc.issuer", "is not a URL with https; write the provider's, as it stands in its tokens")
+	}
+	if o.ClientID == "" {
+		r.errorf("admin.oidc.client_id", "is missing; write the one the provider gave relayd")
+	}
+	if o.ClientSecret.Plain() {
+		r.warnf("admin.oidc.client_secret", "the secret itself stands in the file; move it and refer to it with file:, env: or cred:")
+	}
+	if len(o.Allowed) == 0 {
+		r.errorf("admin.oidc.allowed", "is missing, so nobody could log in; write [{user: ops@contoso.com, role: admin}]")
+	}
+	for i := range o.Allowed {
+		one, key := &o.Allowed[i], item("admin.oidc.allowed", i)
+		if (one.User == "") == (one.Group == "") {
+			r.errorf(key, "names not exactly one user or group; write user, or group")
+		}
+		if one.Role == "" {
+			r.errorf(key+".role", "is missing; write viewer, operator or admin")
+		}
+	}
+}
+
+func (r *report) checkVault(v *Vault) {
+	if v.Key.Plain() {
+		r.warnf("vault.key", "the key itself stands in the file; move it and refer to it with file:, env: or cred:")
+	}
+	for i, key := range v.PreviousKeys {
+		if key.Plain() {
+			r.warnf(item("vault.previous_keys", i), "the key itself stands in the file; move it and refer to it with file:, env: or cred:")
+		}
 	}
 }
 
@@ -493,7 +628,7 @@ func (r *report) checkSockets(c *Config) {
 func (r *report) checkFiles(c *Config, now time.Time) {
 	for i := range c.Listeners {
 		if l := &c.Listeners[i]; l.TLS != "none" && l.CertFile != "" && l.KeyFile != "" {
-			r.checkKeyPair(item("listeners", i), l, now)
+			r.checkKeyPair(item("listeners", i), l.CertFile, l.KeyFile, now)
 		}
 	}
 	for i := range c.Tenants {
@@ -501,18 +636,47 @@ func (r *report) checkFiles(c *Config, now time.Time) {
 		if _, err := t.RootCAs(); err != nil {
 			r.errorf(key+".ca_file", "%q %v; name a readable file with the PEM certificate of the CA", t.CAFile, err)
 		}
-		if t.ClientSecret.IsZero() {
-			continue
-		}
-		if _, err := t.ClientSecret.Resolve(); err != nil {
-			r.errorf(key+".client_secret", "%v; put the secret there, or refer to another place", err)
+		r.checkTenantFiles(key, t, now)
+	}
+	if tls := &c.Admin.TLS; tls.CertFile != "" && tls.KeyFile != "" {
+		r.checkKeyPair("admin.tls", tls.CertFile, tls.KeyFile, now)
+	}
+	if _, err := c.Admin.OIDC.RootCAs(); err != nil {
+		r.errorf("admin.oidc.ca_file", "%q %v; name a readable file with the PEM certificate of the CA", c.Admin.OIDC.CAFile, err)
+	}
+	r.checkSecret("admin.oidc.client_secret", c.Admin.OIDC.ClientSecret)
+	r.checkSecret("vault.key", c.Vault.Key)
+	for i, key := range c.Vault.PreviousKeys {
+		r.checkSecret(item("vault.previous_keys", i), key)
+	}
+}
+
+// checkTenantFiles reads what the tenant's credential is in.
+func (r *report) checkTenantFiles(key string, t *Tenant, now time.Time) {
+	r.checkSecret(key+".client_secret", t.ClientSecret)
+	if c := &t.Certificate; c.CertFile != "" && c.KeyFile != "" {
+		r.checkKeyPair(key+".certificate", c.CertFile, c.KeyFile, now)
+	}
+	if t.FederatedTokenFile != "" {
+		if _, err := readSecret(t.FederatedTokenFile); err != nil {
+			r.errorf(key+".federated_token_file", "%q %v; name the file the token is mounted at", t.FederatedTokenFile, err)
 		}
 	}
 }
 
-func (r *report) checkKeyPair(key string, l *Listener, now time.Time) {
+// checkSecret reports one that cannot be read, where one is set.
+func (r *report) checkSecret(key string, s Secret) {
+	if s.IsZero() {
+		return
+	}
+	if _, err := s.Resolve(); err != nil {
+		r.errorf(key, "%v; put the secret there, or refer to another place", err)
+	}
+}
+
+func (r *report) checkKeyPair(key, certFile, keyFile string, now time.Time) {
 	readable := true
-	for name, file := range map[string]string{".cert_file": l.CertFile, ".key_file": l.KeyFile} {
+	for name, file := range map[string]string{".cert_file": certFile, ".key_file": keyFile} {
 		data, err := os.ReadFile(file)
 		if err == nil {
 			if block, _ := pem.Decode(data); block == nil {
@@ -527,10 +691,10 @@ func (r *report) checkKeyPair(key string, l *Listener, now time.Time) {
 	if !readable {
 		return
 	}
-	pair, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
-		r.errorf(key+".cert_file", "%q and %q do not make a key pair: %v; name a certificate and its own key", l.CertFile,
-			l.KeyFile, err)
+		r.errorf(key+".cert_file", "%q and %q do not make a key pair: %v; name a certificate and its own key", certFile,
+			keyFile, err)
 		return
 	}
 	if now.After(pair.Leaf.NotAfter) {
