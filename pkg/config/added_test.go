@@ -154,7 +154,7 @@ func TestBaseURL(t *testing.T) {
 		{Admin{Address: "[::1]:80"}, "http://localhost:80", true},
 		{Admin{Address: "localhost:8080"}, "http://localhost:8080", true},
 		{Admin{Address: ":8080"}, "http://localhost:8080", false},
-		{Admin{Address: "0.0.0.0:8443", TLS: Certificate{"c", "k"}}, "https://localhost:8443", false},
+		{Admin{Address: "0.0.0.0:8443", TLS: AdminTLS{"c", "k"}}, "https://localhost:8443", false},
 		{Admin{Address: "10.1.2.3:8080"}, "http://10.1.2.3:8080", false},
 		{Admin{Address: "127.0.0.1:8080", PublicURL: "https://relay.contoso.com/"}, "https://relay.contoso.com", true},
 	} {

@@ -208,11 +208,17 @@ type Reply struct {
 
 // Admin is the listener of the page and the API.
 type Admin struct {
-	Address   string      `yaml:"address"`    // default 127.0.0.1:8080
-	PublicURL string      `yaml:"public_url"` // how browsers reach it, base of the redirect URI; default by Address: see BaseURL
-	TLS       Certificate `yaml:"tls"`        // default none
-	Tokens    []Token     `yaml:"tokens"`     // API tokens; default none
-	OIDC      OIDC        `yaml:"oidc"`       // who may log in by an OpenID provider; default nobody
+	Address   string   `yaml:"address"`    // default 127.0.0.1:8080
+	PublicURL string   `yaml:"public_url"` // how browsers reach it, base of the redirect URI; default by Address: see BaseURL
+	TLS       AdminTLS `yaml:"tls"`        // default none
+	Tokens    []Token  `yaml:"tokens"`     // API tokens; default none
+	OIDC      OIDC     `yaml:"oidc"`       // who may log in by an OpenID provider; default nobody
+}
+
+// AdminTLS is the certificate of the admin listener.
+type AdminTLS struct {
+	CertFile string `yaml:"cert_file"` // PEM, leaf first
+	KeyFile  string `yaml:"key_file"`  // PEM
 }
 
 // Token is a bearer token of the API. Role or Scopes say what it may.

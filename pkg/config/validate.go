@@ -523,11 +523,11 @@ func (r *report) checkAdmin(a *Admin) {
 		case !login:
 			r.errorf("admin.address", "%q can be reached from other machines, and nobody would have to log in; "+
 				"add tokens or oidc, or write 127.0.0.1 and a port, and metrics.address for probes and Prometheus", a.Address)
-		case a.TLS == (Certificate{}) && !strings.HasPrefix(a.PublicURL, "https://"):
+		case a.TLS == (AdminTLS{}) && !strings.HasPrefix(a.PublicURL, "https://"):
 			r.warnf("admin.address", "can be reached from other machines without TLS; add tls, or put a proxy with TLS before it and name it in public_url")
 		}
 	}
-	r.checkCertificate("admin.tls", &a.TLS)
+	r.checkCertificate("admin.tls", (*Certificate)(&a.TLS))
 	if a.PublicURL != "" {
 		u, err := url.Parse(a.PublicURL)
 		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/")+u.RawQuery+u.Fragment != "" {
