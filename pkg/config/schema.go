@@ -83,6 +83,10 @@ func annotate(path string, schema *jsonschema.Schema, v reflect.Value, definitio
 			if word == "" {
 				continue
 			}
+			if f.Type.Kind() == reflect.Slice {
+				property.Items.Enum = append(property.Items.Enum, word)
+				continue
+			}
 			property.Enum = append(property.Enum, word)
 			if _, err := strconv.ParseFloat(word, 64); err == nil {
 				// YAML reads min_tls: 1.2 as a number.
