@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -50,11 +51,13 @@ const (
 // codeWrongSequence is the JetStream API's error for an expected revision that is not the last.
 const codeWrongSequence = 10071
 
-// Bucket is a [Store] in a JetStream stream of its own: one subject a record, replaced by rollup and removed explicitly.
+// Bucket is a [Store] in a JetStream stream of its own: one subject a record, the newest message counts, and what it
+// replaces is removed explicitly.
 //
 // It is no bucket of the key-value API: one of history 1 drops replaced versions without a trace on the disk, so that
 // removing the newest and kill -9 brings an old one back. Markers that must then stay for good would grow with every
-// session that ends. Here, the server records each removal.
+// session that ends. Here, the server records each removal. Nor does it use rollup: where the server cannot read one of a
+// subject's older messages, it takes the new one away in its place, after it has acknowledged it.
 type Bucket struct {
 	js     jetstream.JetStream
 	stream jetstream.Stream
@@ -65,7 +68,7 @@ type Bucket struct {
 func NewBucket(ctx context.Context, js jetstream.JetStream, replicas int) (*Bucket, error) {
 	stream, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name: streamName, Subjects: []string{"relayd.vault.>"}, Replicas: replicas,
-		AllowRollup: true, AllowMsgTTL: true, Duplicates: time.Second, // unused, as no message has an id
+		AllowMsgTTL: true, Duplicates: time.Second, // unused, as no message has an id
 		// AllowDirect stays off: a replica might answer with an older record, and a sender's token would be renewed twice.
 	})
 	if err != nil {
@@ -77,19 +80,35 @@ func NewBucket(ctx context.Context, js jetstream.JetStream, replicas int) (*Buck
 // Get implements [Store].
 func (b *Bucket) Get(ctx context.Context, place string) (sealed []byte, revision uint64, err error) {
 	msg, err := b.last(ctx, place)
-	if msg == nil || err != nil {
+	if msg == nil || err != nil || len(msg.Data) == 0 {
 		return nil, 0, err
 	}
 	return msg.Data, msg.Sequence, nil
 }
 
-// last returns the newest message at place, nil for none.
+// last returns the newest message at place, nil for none. Of one the server knows but cannot read it says that there is
+// none, as it does where it has no file descriptor left to read it by; so it is asked what it knows.
 func (b *Bucket) last(ctx context.Context, place string) (*jetstream.RawStreamMsg, error) {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	msg, err := b.stream.GetLastMsgForSubject(ctx, recordSubject+place)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
+	if !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return msg, err
+	}
+	info, err := b.stream.Info(ctx, jetstream.WithSubjectFilter(recordSubject+place))
+	if err != nil {
+		return nil, err
+	}
+	if info.State.Subjects[recordSubject+place] == 0 {
 		return nil, nil //nolint:nilnil // there is none
+	}
+	probe, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, err // out of descriptors: it may well be readable
+	}
+	probe.Close()
+	if msg, err = b.stream.GetLastMsgForSubject(ctx, recordSubject+place); errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, fmt.Errorf("%w: the server cannot read it", ErrDamaged)
 	}
 	return msg, err
 }
@@ -100,13 +119,11 @@ func (b *Bucket) Put(ctx context.Context, place string, sealed []byte, revision 
 	for range 2 {
 		next, err := b.publish(ctx, place, sealed, revision)
 		if err == nil {
+			_ = b.purge(ctx, place, next) // it is stored; the next Put or Delete removes what this one could not
 			return next, nil
 		}
 		if code(err) != codeWrongSequence && (!errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil) {
 			return 0, err
-		}
-		if code(err) == codeWrongSequence && first == nil {
-			return 0, nil
 		}
 		msg, lost := b.last(ctx, place)
 		switch {
@@ -114,6 +131,8 @@ func (b *Bucket) Put(ctx context.Context, place string, sealed []byte, revision 
 			return 0, errors.Join(err, lost)
 		case msg != nil && bytes.Equal(msg.Data, sealed):
 			return msg.Sequence, nil
+		case msg != nil && len(msg.Data) == 0 && revision == 0: // what Delete left
+			revision = msg.Sequence
 		case msg != nil && msg.Sequence != revision, msg == nil && revision != 0:
 			return 0, nil
 		}
@@ -125,25 +144,34 @@ func (b *Bucket) Put(ctx context.Context, place string, sealed []byte, revision 
 func (b *Bucket) publish(ctx context.Context, place string, sealed []byte, revision uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	msg := nats.NewMsg(recordSubject + place)
-	msg.Data = sealed
-	msg.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
-	ack, err := b.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(revision))
+	ack, err := b.js.Publish(ctx, recordSubject+place, sealed, jetstream.WithExpectLastSequencePerSubject(revision))
 	if err != nil {
 		return 0, err
 	}
 	return ack.Sequence, nil
 }
 
-// Delete implements [Store]. What a crash between a record and its rollup has left below goes first: else it would be there
-// again.
+// purge removes what is at place and older than revision.
+func (b *Bucket) purge(ctx context.Context, place string, revision uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	return b.stream.Purge(ctx, jetstream.WithPurgeSubject(recordSubject+place), jetstream.WithPurgeSequence(revision))
+}
+
+// Delete implements [Store]. What a crash in Put has left below goes first: else it would be there again.
 func (b *Bucket) Delete(ctx context.Context, place string, note []byte) error {
 	for try := 0; ; try++ {
 		msg, err := b.last(ctx, place)
+		if errors.Is(err, ErrDamaged) { // the server does not delete what it cannot read, but lets it be replaced
+			if err := b.blank(ctx, place); err != nil {
+				return err
+			}
+			break
+		}
 		if err != nil {
 			return err
 		}
-		if msg == nil {
+		if msg == nil || len(msg.Data) == 0 {
 			break
 		}
 		if try == maxTries {
@@ -164,13 +192,23 @@ func (b *Bucket) Delete(ctx context.Context, place string, note []byte) error {
 	return nil
 }
 
+// blank puts an empty message at place, which counts as none.
+func (b *Bucket) blank(ctx context.Context, place string) error {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	if _, err := b.js.Publish(ctx, recordSubject+place, nil); err != nil {
+		return fmt.Errorf("replace a damaged record: %w", err)
+	}
+	return nil
+}
+
 // remove deletes what was at place up to that revision.
 func (b *Bucket) remove(ctx context.Context, place string, revision uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*opTimeout)
-	defer cancel()
-	if err := b.stream.Purge(ctx, jetstream.WithPurgeSubject(recordSubject+place), jetstream.WithPurgeSequence(revision)); err != nil {
+	if err := b.purge(ctx, place, revision); err != nil {
 		return fmt.Errorf("delete former revisions: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
 	err := b.stream.DeleteMsg(ctx, revision)
 	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) { // replaced meanwhile; the caller looks again
 		return nil

@@ -55,7 +55,7 @@ func createKey(path string) (key []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(file.Name())
+	defer func() { _ = os.Remove(file.Name()) }()
 	_, err = file.Write(append(bytes.Clone(key), '\n'))
 	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
 		return nil, err

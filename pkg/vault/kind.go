@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -73,9 +75,12 @@ func (k *Kind) Delete(ctx context.Context, name string) error {
 	if err := k.v.store().Delete(ctx, place, note); err != nil {
 		return unavailable("delete a record of kind "+k.name, err)
 	}
-	k.v.mu.Lock()
-	defer k.v.mu.Unlock()
-	delete(k.v.names, place)
+	names := k.v.known(k.name)
+	if _, listed := names[place]; listed { // what could not be removed but only blanked is still a place
+		names = maps.Clone(names)
+		delete(names, place)
+		k.v.learn(k.name, names)
+	}
 	return nil
 }
 
@@ -89,54 +94,61 @@ func (k *Kind) Names(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, unavailable("list the records of kind "+k.name, err)
 	}
-	names := make([]string, 0, len(places))
+	known := k.v.known(k.name)
+	names := make(map[string]string, len(places))
 	var mu sync.Mutex // guards names
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(readers)
 	for _, place := range places {
-		if name, known := k.v.known(place); known {
-			mu.Lock()
-			names = append(names, name)
-			mu.Unlock()
-			continue
-		}
 		group.Go(func() error {
-			sealed, revision, err := store.Get(gctx, place)
-			switch {
-			case err != nil && !errors.Is(err, ErrDamaged):
-				return unavailable("list the records of kind "+k.name, err)
-			case err != nil || revision == 0:
-				return nil
+			name, ok := known[place]
+			if !ok {
+				var err error
+				if name, ok, err = k.read(gctx, store, place); err != nil {
+					return err
+				}
 			}
-			r, err := k.v.ring.Load().open(place, sealed)
-			if err != nil || k.v.place(k.name, r.name) != place {
-				return nil //nolint:nilerr // not listed
-			}
-			k.v.learn(place, r.name)
 			mu.Lock()
-			names = append(names, r.name)
-			mu.Unlock()
+			defer mu.Unlock()
+			if ok {
+				names[place] = name
+			}
 			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	return names, nil
+	k.v.learn(k.name, names)
+	return slices.Collect(maps.Values(names)), nil
 }
 
-// known returns the name of a record that was opened before.
-func (v *Vault) known(place string) (string, bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	name, ok := v.names[place]
-	return name, ok
+// read returns the name of the record at place; not ok: there is none that can be opened.
+func (k *Kind) read(ctx context.Context, store Store, place string) (name string, ok bool, err error) {
+	sealed, revision, err := store.Get(ctx, place)
+	switch {
+	case errors.Is(err, ErrDamaged):
+		return "", false, nil
+	case err != nil:
+		return "", false, unavailable("list the records of kind "+k.name, err)
+	case revision == 0:
+		return "", false, nil
+	}
+	name, ok = k.nameOf(&Change{Place: place, Sealed: sealed})
+	return name, ok, nil
 }
 
-func (v *Vault) learn(place, name string) {
+// known returns the names of a kind's records as Names found them last. It must not be changed.
+func (v *Vault) known(kind string) map[string]string {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.names[place] = name
+	return v.names[kind]
+}
+
+func (v *Vault) learn(kind string, names map[string]string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.names[kind] = names
 }
 
 // retryWatch is how long Watch waits before it asks a store again that ended the watch.

@@ -164,10 +164,26 @@ func (r *keyring) seal(place string, kind byte, name string, data []byte) ([]byt
 	if err != nil {
 		return nil, fmt.Errorf("seal record: %w", err)
 	}
+	return aead.Seal(sealed, nonce, encodePlain(name, data), associated(sealed, place)), nil
+}
+
+// encodePlain makes what is encrypted of a record. The name is of maxName octets at most.
+func encodePlain(name string, data []byte) []byte {
 	plain := make([]byte, 2, 2+len(name)+len(data))
 	binary.BigEndian.PutUint16(plain, uint16(len(name)))
-	plain = append(append(plain, name...), data...)
-	return aead.Seal(sealed, nonce, plain, associated(sealed, place)), nil
+	return append(append(plain, name...), data...)
+}
+
+// decodePlain undoes encodePlain.
+func decodePlain(plain []byte) (name string, data []byte, ok bool) {
+	if len(plain) < 2 {
+		return "", nil, false
+	}
+	n := int(binary.BigEndian.Uint16(plain))
+	if plain = plain[2:]; n > len(plain) {
+		return "", nil, false
+	}
+	return string(plain[:n]), plain[n:], true
 }
 
 // open undoes seal. Errors: ErrKey, ErrDamaged, ErrVersion.
@@ -191,14 +207,13 @@ func (r *keyring) open(place string, sealed []byte) (record, error) {
 		return record{}, fmt.Errorf("open record: %w", err)
 	}
 	plain, err := aead.Open(nil, nonce, sealed[headBytes:], associated(sealed, place))
-	if err != nil || len(plain) < 2 {
+	if err != nil {
 		return record{}, ErrDamaged
 	}
-	n := int(binary.BigEndian.Uint16(plain))
-	if plain = plain[2:]; n > len(plain) {
+	var ok bool
+	if out.name, out.data, ok = decodePlain(plain); !ok {
 		return record{}, ErrDamaged
 	}
-	out.name, out.data = string(plain[:n]), plain[n:]
 	return out, nil
 }
 

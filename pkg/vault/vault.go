@@ -79,13 +79,13 @@ type Vault struct {
 	opts    Options
 	log     *zap.Logger
 	ring    atomic.Pointer[keyring]
-	opened  uint64 // position in the store's changes
-	changes sync.Mutex
+	opened  uint64     // position in the store's changes when it was
+	changes sync.Mutex // held while many records or the keys change
 
 	mu    sync.Mutex // guards what follows
 	at    *attachment
-	index []byte            // secret of the names' hashes
-	names map[string]string // of records, by place; only ever true, since places do not move
+	index []byte                       // secret of the names' hashes
+	names map[string]map[string]string // of records, by kind and place, which stays theirs
 }
 
 // attachment is one life of the store.
@@ -116,6 +116,7 @@ func Open(ctx context.Context, opts Options) (*Vault, error) {
 		v.log.Warn("vault: records are damaged; what they held must be entered again, and `relayd vault reset` forgets them",
 			zap.String("records", describe(s.damaged)))
 	}
+	v.opened = s.position
 	if err := v.settleIndex(ctx, s); err != nil {
 		return nil, err
 	}
@@ -124,7 +125,7 @@ func Open(ctx context.Context, opts Options) (*Vault, error) {
 
 // prepare makes a vault that has not read anything yet.
 func prepare(opts Options) (*Vault, error) {
-	v := &Vault{opts: opts, log: opts.Logger, names: map[string]string{}}
+	v := &Vault{opts: opts, log: opts.Logger, names: map[string]map[string]string{}}
 	v.at = &attachment{store: opts.Store, replaced: make(chan struct{})}
 	ring, err := v.readKeys()
 	if err != nil {
@@ -158,6 +159,7 @@ type survey struct {
 	damaged  map[string]int // by kind
 	bad      []string       // places of both
 	index    []byte         // nil: there is none that can be opened
+	position uint64         // in the store's changes, before
 	indexRev uint64
 }
 
@@ -179,10 +181,7 @@ func (v *Vault) survey(ctx context.Context, ring *keyring) (*survey, error) {
 	if err != nil {
 		return nil, unavailable("list the vault's records", err)
 	}
-	if v.opened == 0 {
-		v.opened = position
-	}
-	s := &survey{lost: map[string]int{}, damaged: map[string]int{}}
+	s := &survey{position: position, lost: map[string]int{}, damaged: map[string]int{}}
 	var mu sync.Mutex // guards s
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(readers)
@@ -239,7 +238,10 @@ func (s *survey) add(place string, revision uint64, r *record, err error) error 
 // secret had put them.
 func (v *Vault) settleIndex(ctx context.Context, s *survey) error {
 	store := v.store()
-	for s.index == nil {
+	for try := 0; s.index == nil; try++ {
+		if try == maxPasses {
+			return unavailable("write the vault's index", errors.New("it changes all the while"))
+		}
 		index := make([]byte, indexBytes)
 		rand.Read(index) // never fails
 		sealed, err := v.ring.Load().seal(indexPlace, typeRecord, "", index)
