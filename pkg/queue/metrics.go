@@ -65,14 +65,8 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	now := time.Now()
-	if now.Sub(m.scanned) >= scanShare*m.took {
-		m.tally = m.queue.count()
-		m.scanned, m.took = now, time.Since(now)
-	}
-	for s, t := range m.tally {
+	for s, t := range m.current(now) {
 		age := 0.0
 		if t.messages > 0 {
 			age = max(0, now.Sub(t.oldest.Time()).Seconds())
@@ -81,6 +75,17 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(m.bytes, prometheus.GaugeValue, float64(t.bytes), string(s))
 		ch <- prometheus.MustNewConstMetric(m.oldest, prometheus.GaugeValue, age, string(s))
 	}
+}
+
+// current returns the newest count, which nobody changes any more.
+func (m *metrics) current(now time.Time) map[envelope.State]*tally {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now.Sub(m.scanned) >= scanShare*m.took {
+		m.tally = m.queue.count()
+		m.scanned, m.took = now, time.Since(now)
+	}
+	return m.tally
 }
 
 // count walks the index.

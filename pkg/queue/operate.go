@@ -70,6 +70,51 @@ func (q *Queue) Find(ids []envelope.ID) []Info {
 	return list
 }
 
+// Waiting is one sender's mail in the queue.
+type Waiting struct {
+	Sender   envelope.Address
+	Messages int // that are due now or later
+	Oldest   time.Time
+	Parked   string // why the sender cannot send now; empty: it can
+}
+
+// Waiting returns every sender with waiting mail, in no order.
+func (q *Queue) Waiting() []Waiting {
+	q.index.mu.Lock()
+	defer q.index.mu.Unlock()
+	list := make([]Waiting, 0, len(q.index.lanes))
+	for _, l := range q.index.lanes {
+		w := Waiting{Sender: l.sender, Messages: len(l.heap), Parked: l.parked}
+		for _, e := range l.heap[:min(len(l.heap), waitingSample)] {
+			if at := e.id.unpack().Time(); w.Oldest.IsZero() || at.Before(w.Oldest) {
+				w.Oldest = at
+			}
+		}
+		list = append(list, w)
+	}
+	return list
+}
+
+// waitingSample is how many of a sender's messages Waiting looks at for the oldest, those due first: a sender with a million
+// must not hold up the queue.
+const waitingSample = 1000
+
+// Tally is what there is of one state.
+type Tally struct {
+	Messages int
+	Bytes    int64     // octets
+	Oldest   time.Time // when the oldest of them was accepted; zero: there is none
+}
+
+// Tally returns what there is of each state. It is counted anew as often as a scrape would.
+func (q *Queue) Tally() map[envelope.State]Tally {
+	out := map[envelope.State]Tally{}
+	for s, t := range q.metrics.current(time.Now()) {
+		out[s] = Tally{t.messages, t.bytes, t.oldest.Time()}
+	}
+	return out
+}
+
 // info describes e; the caller holds the index's mutex.
 func (e *entry) info() Info {
 	info := Info{ID: e.id.unpack(), Sender: e.lane.sender, State: stateNames[e.state], Size: e.size, Attempts: int(e.attempts), Due: time.Unix(0, e.due)}

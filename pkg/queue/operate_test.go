@@ -158,6 +158,32 @@ func TestParkShowsInListings(t *testing.T) {
 	r.q.Park("nobody@contoso.com", "x") // a sender without mail
 }
 
+func TestWaitingAndTally(t *testing.T) {
+	r := newRig(t, t.TempDir(), nil)
+	first, held := r.put(alice, text(10)), r.put(alice, text(10))
+	r.put(alice, text(10))
+	r.put("bob@contoso.com", text(10))
+	if err := r.q.Hold(t.Context(), held.ID, "ann", "x"); err != nil {
+		t.Fatal(err)
+	}
+	r.q.Park("bob@contoso.com", "token refused")
+	got := map[envelope.Address]Waiting{}
+	for _, w := range r.q.Waiting() {
+		got[w.Sender] = w
+	}
+	if w := got[alice]; w.Messages != 2 || !w.Oldest.Equal(first.ID.Time()) || w.Parked != "" {
+		t.Errorf("got %+v of the first sender", w)
+	}
+	if w := got["bob@contoso.com"]; w.Messages != 1 || w.Parked != "token refused" {
+		t.Errorf("got %+v of the second", w)
+	}
+	tally := r.q.Tally()
+	if q, h, p := tally[envelope.Queued], tally[envelope.Held], tally[envelope.Parked]; q.Messages != 2 || h.Messages != 1 || p.Messages != 1 ||
+		!q.Oldest.Equal(first.ID.Time()) || h.Bytes == 0 || !tally[envelope.Failed].Oldest.IsZero() {
+		t.Errorf("got %+v", tally)
+	}
+}
+
 func TestWatch(t *testing.T) {
 	r := newRig(t, t.TempDir(), nil)
 	now := time.Now()

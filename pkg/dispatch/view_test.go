@@ -1,0 +1,62 @@
+package dispatch
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"relayd/pkg/envelope"
+	"relayd/pkg/status"
+)
+
+// What is shown of a parked mailbox is why and since when; a probe that somebody asks for is at once, and of no other.
+func TestMailboxesAndProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		cured := false
+		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
+			if cured {
+				return accept(try)
+			}
+			return each(try, reply(status.StageAuth, 535, status.ParkSender, "no"))
+		}
+		for i := range 2 {
+			r.router.set(sender(i), envelope.Route{Tenant: "contoso", Login: sender(i), Connections: 1, RecipientsPerDay: 100})
+			r.queue.put(sender(i), 1, 0)
+		}
+		r.run()
+		after(10 * time.Second)
+		boxes := r.d.Mailboxes()
+		slices.SortFunc(boxes, func(a, b Mailbox) int { return len(a.Login) - len(b.Login) })
+		if len(boxes) != 2 {
+			t.Fatalf("got %+v", boxes)
+		}
+		for _, b := range boxes {
+			if b.Tenant != "contoso" || b.Limit != 100 || b.Remaining != 100 || len(b.Stops) != 1 {
+				t.Fatalf("got %+v", b)
+			}
+			if s := b.Stops[0]; s.Quota || s.External || s.Tenant || s.Reply.Code != 535 || time.Since(s.Since) > 10*time.Second {
+				t.Errorf("got the stop %+v", s)
+			}
+		}
+		cured = true
+		before := len(r.exchange.of(sender(1)))
+		r.d.Probe("contoso", sender(0).Key())
+		after(time.Second)
+		if r.settled() != 1 || len(r.exchange.of(sender(1))) != before {
+			t.Errorf("%d sent; the other sender was probed too: %v", r.settled(), len(r.exchange.of(sender(1))) != before)
+		}
+		r.d.Probe("contoso", "")
+		after(time.Second)
+		if r.settled() != 2 {
+			t.Error("a probe of the whole tenant has not sent the other's mail")
+		}
+		for _, b := range r.d.Mailboxes() {
+			if len(b.Stops) > 0 || b.Remaining != 99 {
+				t.Errorf("after the cure: %+v", b)
+			}
+		}
+	})
+}
