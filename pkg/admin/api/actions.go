@@ -9,6 +9,8 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"relayd/pkg/admin/access"
+	"relayd/pkg/admin/api/operation"
 	"relayd/pkg/admin/problem"
 	"relayd/pkg/envelope"
 )
@@ -32,7 +34,10 @@ func (a *api) actions() []action {
 func (a *api) registerActions() {
 	for _, act := range a.actions() {
 		summary := strings.ToUpper(act.name[:1]) + act.name[1:] + " one message"
-		register(a, operation{"POST", messagesPath + "/{id}/" + act.name, act.name + "-message", summary, act.doc},
+		operation.Add(a.operations, operation.Operation{
+			Method: "POST", Path: messagesPath + "/{id}/" + act.name, ID: act.name + "-message", Summary: summary, Description: act.doc,
+			Scope: access.Operate, Errors: []int{http.StatusNotFound, http.StatusConflict},
+		},
 			func(ctx context.Context, in *actionInput) (*struct{}, error) {
 				id, err := pathID(in.ID)
 				if err != nil {
@@ -41,27 +46,27 @@ func (a *api) registerActions() {
 				return nil, a.act(ctx, act, id)
 			})
 	}
-	register(a, operation{"POST", messagesPath + "/actions", "act-on-messages", "Retry, hold, release or drop many",
-		"On the messages with the given ids, or on those a query selects, the latest accepted first, up to limit. " +
-			"With dry_run nothing is done, and the answer shows what would be hit."}, a.actOnMany)
+	operation.Add(a.operations, operation.Operation{
+		Method: "POST", Path: messagesPath + "/actions", ID: "act-on-messages", Summary: "Retry, hold, release or drop many",
+		Description: "On the messages with the given ids, or on those a query selects, the latest accepted first, up to limit. " +
+			"With dry_run nothing is done, and the answer shows what would be hit.",
+		Scope: access.Operate,
+	}, a.actOnMany)
 }
 
 // act does one action, and logs it.
 func (a *api) act(ctx context.Context, act action, id envelope.ID) error {
-	who := callerOf(ctx)
-	err := act.do(ctx, id, who.name)
+	who := access.From(ctx)
+	err := act.do(ctx, id, who.Name)
 	a.log.Info("operator acts on a message", zap.String("id", string(id)), zap.String("action", act.name),
-		zap.String("client", who.name), zap.String("peer", who.peer), zap.Error(err))
+		zap.String("client", who.Name), zap.String("peer", who.Peer), zap.Error(err))
 	return err
 }
 
 type actionInput struct {
-	ID   string   `path:"id" doc:"queue id"`
-	Body *nothing `doc:"none, or an empty object"`
+	ID   string             `path:"id" doc:"queue id"`
+	Body *operation.Nothing `doc:"none, or an empty object"`
 }
-
-// nothing is a body that says nothing, so that one that says something is refused.
-type nothing struct{}
 
 // Actions asks for one action on many messages: either IDs or Query says which.
 type Actions struct {
@@ -94,7 +99,7 @@ type Outcome struct {
 // bulkWorkers is how many messages are changed at once: their writes share a sync.
 const bulkWorkers = 8
 
-func (a *api) actOnMany(ctx context.Context, in *struct{ Body Actions }) (*output[Outcomes], error) {
+func (a *api) actOnMany(ctx context.Context, in *struct{ Body Actions }) (*operation.Output[Outcomes], error) {
 	req := &in.Body
 	out := &Outcomes{Action: req.Action, DryRun: req.DryRun, Results: []Outcome{}}
 	if err := a.choose(ctx, req, out); err != nil {
@@ -121,7 +126,7 @@ func (a *api) actOnMany(ctx context.Context, in *struct{ Body Actions }) (*outpu
 				r.Message, err = a.summary(ctx, r.ID)
 			}
 			if err != nil {
-				p := a.explain("act-on-messages", err)
+				p := a.explain(ctx, "act-on-messages", err)
 				r.Status, r.Error = p.Status, p.Detail
 			}
 			r.Done = err == nil && !req.DryRun
@@ -134,7 +139,7 @@ func (a *api) actOnMany(ctx context.Context, in *struct{ Body Actions }) (*outpu
 			out.Done++
 		}
 	}
-	return &output[Outcomes]{*out}, nil
+	return &operation.Output[Outcomes]{Body: *out}, nil
 }
 
 // choose fills out.Results with the messages req is about.

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/danielgtaylor/huma/v2"
 	"go.uber.org/zap"
 
+	"relayd/pkg/admin/access"
+	"relayd/pkg/admin/console"
 	"relayd/pkg/admin/problem"
 	"relayd/pkg/envelope"
 	"relayd/pkg/status"
@@ -23,9 +26,13 @@ var (
 // instead of told.
 //
 //	ErrNotFound 404 · envelope.ErrCorrupt 500 · ErrBusy 409 · ErrUnavailable, out of time and the unknown 503
-//	*status.Error: 452 507 · other 4xx 503 · 552 413 · other 5xx 422
-func (a *api) explain(operation string, err error) *problem.Problem {
+//	console.Mistakes 422, each with its field · console.ErrNotFound 404 · ErrFile and ErrInUse 409 · ErrExpired 410
+//	*status.Error: 452 507 · other 4xx 503 · 552 413 · other 5xx 422; with cause and advice for those who may look on
+func (a *api) explain(ctx context.Context, operation string, err error) *problem.Problem {
 	if p, ok := errors.AsType[*problem.Problem](err); ok {
+		return p
+	}
+	if p := refused(err); p != nil {
 		return p
 	}
 	switch {
@@ -63,5 +70,29 @@ func (a *api) explain(operation string, err error) *problem.Problem {
 	case e.Code == 552:
 		code = http.StatusRequestEntityTooLarge
 	}
-	return problem.New(code, "%s", problem.Clip((&status.Error{Code: e.Code, Enhanced: e.Enhanced, Text: e.Text}).Error()))
+	p := problem.New(code, "%s", problem.Clip((&status.Error{Code: e.Code, Enhanced: e.Enhanced, Text: e.Text}).Error()))
+	if access.From(ctx).May(access.Read) {
+		p.Cause, p.Advice = e.Cause, e.Advice
+	}
+	return p
+}
+
+// refused is what a client reads of an error of [console.Console] that it can do something about; nil: err is none.
+func refused(err error) *problem.Problem {
+	if wrong, ok := errors.AsType[console.Mistakes](err); ok {
+		p := problem.New(http.StatusUnprocessableEntity, "%s", wrong.Error())
+		for _, m := range wrong {
+			p.Errors = append(p.Errors, &huma.ErrorDetail{Location: "body." + m.Field, Message: m.Text})
+		}
+		return p
+	}
+	for known, code := range map[error]int{
+		console.ErrNotFound: http.StatusNotFound, console.ErrFile: http.StatusConflict, console.ErrInUse: http.StatusConflict,
+		console.ErrExpired: http.StatusGone,
+	} {
+		if errors.Is(err, known) {
+			return problem.New(code, "%v", known)
+		}
+	}
+	return nil
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"go.uber.org/zap"
 
+	"relayd/pkg/admin/access"
+	"relayd/pkg/admin/api/operation"
 	"relayd/pkg/admin/problem"
 	"relayd/pkg/admin/transfer"
 	"relayd/pkg/envelope"
@@ -179,8 +181,6 @@ type Listing struct {
 	Next     envelope.ID        `json:"next,omitempty" doc:"what before takes for the next page; absent: there is none"`
 }
 
-type output[T any] struct{ Body T }
-
 type messageInput struct {
 	ID string `path:"id" doc:"queue id"`
 }
@@ -194,12 +194,21 @@ func pathID(s string) (envelope.ID, error) {
 }
 
 func (a *api) registerMessages() {
-	register(a, operation{"GET", messagesPath, "list-messages", "List messages",
-		"Messages in the queue and those it has dealt with, as long as history is kept. All filters given must fit."}, a.list)
-	register(a, operation{"GET", messagesPath + "/{id}", "get-message", "Show one message",
-		"What was known at acceptance, where each recipient stands, and every step since."}, a.get)
-	registerStream(a, operation{"GET", messagesPath + "/{id}/raw", "get-message-content", "Download one message",
-		"The message as it is stored. An answer that breaks off is one that was found damaged, or could not be read."}, a.raw)
+	operation.Add(a.operations, operation.Operation{
+		Method: "GET", Path: messagesPath, ID: "list-messages", Summary: "List messages",
+		Description: "Messages in the queue and those it has dealt with, as long as history is kept. All filters given must fit.",
+		Scope:       access.Read,
+	}, a.list)
+	operation.Add(a.operations, operation.Operation{
+		Method: "GET", Path: messagesPath + "/{id}", ID: "get-message", Summary: "Show one message",
+		Description: "What was known at acceptance, where each recipient stands, and every step since.",
+		Scope:       access.Read, Errors: []int{http.StatusNotFound},
+	}, a.get)
+	operation.Stream(a.operations, operation.Operation{
+		Method: "GET", Path: messagesPath + "/{id}/raw", ID: "get-message-content", Summary: "Download one message",
+		Description: "The message as it is stored. An answer that breaks off is one that was found damaged, or could not be read.",
+		Scope:       access.Content, Errors: []int{http.StatusNotFound, http.StatusConflict},
+	}, a.raw)
 	a.huma.OpenAPI().Paths[messagesPath+"/{id}/raw"].Get.Responses["200"].Content = map[string]*huma.MediaType{
 		mediaMessage: {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}},
 	}
@@ -207,7 +216,7 @@ func (a *api) registerMessages() {
 	a.registerSend()
 }
 
-func (a *api) list(ctx context.Context, in *listInput) (*output[Listing], error) {
+func (a *api) list(ctx context.Context, in *listInput) (*operation.Output[Listing], error) {
 	q, err := in.query(in.Before, in.Limit, time.Now())
 	if err != nil {
 		return nil, err
@@ -216,7 +225,7 @@ func (a *api) list(ctx context.Context, in *listInput) (*output[Listing], error)
 	if err != nil {
 		return nil, err
 	}
-	out := &output[Listing]{Listing{Messages: found, Next: next(found, q.Limit)}}
+	out := &operation.Output[Listing]{Body: Listing{Messages: found, Next: next(found, q.Limit)}}
 	if found == nil {
 		out.Body.Messages = []envelope.Summary{}
 	}
@@ -231,7 +240,7 @@ func next(found []envelope.Summary, limit int) envelope.ID {
 	return found[len(found)-1].ID
 }
 
-func (a *api) get(ctx context.Context, in *messageInput) (*output[*Detail], error) {
+func (a *api) get(ctx context.Context, in *messageInput) (*operation.Output[*Detail], error) {
 	id, err := pathID(in.ID)
 	if err != nil {
 		return nil, err
@@ -240,7 +249,7 @@ func (a *api) get(ctx context.Context, in *messageInput) (*output[*Detail], erro
 	if err != nil {
 		return nil, err
 	}
-	return &output[*Detail]{m.detail(id)}, nil
+	return &operation.Output[*Detail]{Body: m.detail(id)}, nil
 }
 
 func (a *api) raw(ctx context.Context, in *messageInput) (*huma.StreamResponse, error) {

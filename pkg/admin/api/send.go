@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"net"
 	"net/http"
 	"reflect"
 	"time"
@@ -14,6 +13,8 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"go.uber.org/zap"
 
+	"relayd/pkg/admin/access"
+	"relayd/pkg/admin/api/operation"
 	"relayd/pkg/admin/letter"
 	"relayd/pkg/admin/problem"
 	"relayd/pkg/admin/transfer"
@@ -63,36 +64,34 @@ func (in *sendInput) Resolve(ctx huma.Context) []error {
 }
 
 type sendOutput struct {
-	Status   int
 	Location string `header:"Location"`
 	Body     Sent
 }
 
 func (a *api) registerSend() {
-	registerStream(a, operation{"POST", messagesPath, "send-message", "Send a message",
-		"Queues a message as the SMTP listener would. The answer comes once it is stored; its fate is told by its state. " +
-			"Either JSON, or the message itself as message/rfc822 with from and to in the query."}, a.send)
+	operation.Stream(a.operations, operation.Operation{
+		Method: "POST", Path: messagesPath, ID: "send-message", Summary: "Send a message",
+		Description: "Queues a message as the SMTP listener would. The answer comes once it is stored; its fate is told by its state. " +
+			"Either JSON, or the message itself as message/rfc822 with from and to in the query.",
+		Scope: access.Send, Status: http.StatusAccepted, Errors: []int{http.StatusInsufficientStorage},
+	}, a.send)
 	registry := a.huma.OpenAPI().Components.Schemas
 	op := a.huma.OpenAPI().Paths[messagesPath].Post
 	op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
 		mediaJSON:    {Schema: registry.Schema(reflect.TypeFor[SendRequest](), true, "")},
 		mediaMessage: {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}},
 	}}
-	op.Responses["202"] = op.Responses["200"]
-	op.Responses["202"].Description = http.StatusText(http.StatusAccepted)
-	delete(op.Responses, "200")
 }
 
 func (a *api) send(ctx context.Context, in *sendInput) (*sendOutput, error) {
-	who := callerOf(ctx)
-	host, _, _ := net.SplitHostPort(who.peer)
-	s := Submission{By: who.name, Peer: host}
+	who := access.From(ctx)
+	s := Submission{By: who.Name, Peer: who.Peer}
 	var err error
 	var up *transfer.Upload
 	if in.r.Header.Get("Content-Type") == mediaJSON {
 		err = a.readRequest(in, &s)
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, answerTime)
+		ctx, cancel = context.WithTimeout(ctx, operation.Time)
 		defer cancel()
 	} else {
 		up = transfer.NewUpload(in.w, in.r, a.messageBytes)
@@ -112,11 +111,11 @@ func (a *api) send(ctx context.Context, in *sendInput) (*sendOutput, error) {
 		}
 	}
 	a.log.Info("operator sends a message", zap.String("id", string(id)), zap.String("sender", string(s.From)),
-		zap.Int("recipients", len(s.To)), zap.String("client", who.name), zap.String("peer", who.peer), zap.Error(err))
+		zap.Int("recipients", len(s.To)), zap.String("client", who.Name), zap.String("peer", who.Peer), zap.Error(err))
 	if err != nil {
 		return nil, err
 	}
-	return &sendOutput{Status: http.StatusAccepted, Location: messagesPath + "/" + string(id), Body: Sent{ID: id}}, nil
+	return &sendOutput{Location: messagesPath + "/" + string(id), Body: Sent{ID: id}}, nil
 }
 
 // address reads who a message is from and to; where is put before the names of the fields in errors.

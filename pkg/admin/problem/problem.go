@@ -12,11 +12,15 @@ import (
 )
 
 // Problem is an answer that is no success. huma sends it as it is where an operation returns it.
-type Problem struct{ huma.ErrorModel }
+type Problem struct {
+	huma.ErrorModel
+	Cause  string `json:"cause,omitempty"`  // what it means, for whoever runs the relay
+	Advice string `json:"advice,omitempty"` // what to change, and where
+}
 
 // New returns a Problem with an HTTP status and a sentence.
 func New(code int, format string, args ...any) *Problem {
-	return &Problem{huma.ErrorModel{Title: http.StatusText(code), Status: code, Detail: fmt.Sprintf(format, args...)}}
+	return &Problem{ErrorModel: huma.ErrorModel{Title: http.StatusText(code), Status: code, Detail: fmt.Sprintf(format, args...)}}
 }
 
 // Write answers with p, outside of any operation.
