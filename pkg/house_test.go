@@ -33,6 +33,7 @@ var table = map[string][]string{
 	"postmaster": {"bounce", "envelope", "status"},
 	"sandbox":    {},
 	"vault":      {},
+	"live":       {"envelope"},
 }
 
 // banned are names that say nothing.
