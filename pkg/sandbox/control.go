@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"relayd/pkg/sandbox/directory/signin"
 	"relayd/pkg/sandbox/fault"
 )
 
@@ -15,9 +16,8 @@ import (
 // machine and asks nobody who they are.
 func (b *Sandbox) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /{tenant}/oauth2/v2.0/token", b.directory.ServeToken)
-	mux.HandleFunc("GET /{tenant}/discovery/v2.0/keys", b.directory.ServeKeys)
-	mux.HandleFunc("GET /{tenant}/v2.0/.well-known/openid-configuration", b.directory.ServeMetadata)
+	b.endpoint.Routes(mux)
+	signin.New(b.directory, b.tickets).Routes(mux)
 
 	mux.HandleFunc("GET /sandbox/messages", b.serveMessages)
 	mux.HandleFunc("DELETE /sandbox/messages", answer(b.Clear))

@@ -36,6 +36,8 @@ import (
 	"go.uber.org/zap"
 
 	"relayd/pkg/sandbox/directory"
+	"relayd/pkg/sandbox/directory/endpoint"
+	"relayd/pkg/sandbox/directory/ticket"
 	"relayd/pkg/sandbox/fault"
 	"relayd/pkg/sandbox/mailbox"
 	"relayd/pkg/sandbox/submission"
@@ -47,6 +49,9 @@ import (
 type (
 	Tenant       = directory.Tenant
 	App          = directory.App
+	User         = directory.User
+	Consent      = directory.Consent
+	Federated    = directory.FederatedIdentity
 	Grant        = directory.Grant
 	Limits       = mailbox.Limits
 	MailboxStats = mailbox.Stats
@@ -78,6 +83,8 @@ const (
 	StageNoop     = fault.StageNoop
 	StageQuit     = fault.StageQuit
 	StageToken    = fault.StageToken
+
+	StageAuthorize = fault.StageAuthorize
 )
 
 // ParseRule reads a fault as a flag gives it; see [fault.Parse].
@@ -103,6 +110,9 @@ type Options struct {
 
 	TokenLifetimeMin      time.Duration // shortest life of an access token; 60 minutes
 	TokenLifetimeMax      time.Duration // longest; 90 minutes
+	RefreshTokenLifetime  time.Duration // of a refresh token that is not used; 90 days
+	StrictRotation        bool          // a replaced refresh token that is used again revokes its successors; Entra forgives it
+	DeviceInterval        time.Duration // between two polls for a device code, whole seconds; 5 s
 	RefuseInitialResponse bool          // answer every AUTH XOAUTH2 that carries an initial response with 535
 
 	DropBodies   bool  // keep size, hash and X-Relayd-Id of each message only; for benchmarks
@@ -120,6 +130,8 @@ type Sandbox struct {
 
 	faults     fault.List
 	directory  *directory.Directory
+	tickets    *ticket.Store
+	endpoint   *endpoint.Endpoint
 	mailboxes  *mailbox.Set
 	store      *store
 	submission *submission.Server
@@ -148,6 +160,12 @@ func New(opts Options) (*Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.tickets = ticket.New(ticket.Options{
+		RefreshLife: opts.RefreshTokenLifetime, Interval: opts.DeviceInterval, Strict: opts.StrictRotation,
+	})
+	b.endpoint = endpoint.New(endpoint.Options{
+		Directory: b.directory, Tickets: b.tickets, Shortest: opts.TokenLifetimeMin, Longest: opts.TokenLifetimeMax,
+	})
 	for _, r := range opts.Faults {
 		if _, err := b.faults.Add(r); err != nil {
 			return nil, err

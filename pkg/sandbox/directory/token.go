@@ -1,58 +1,73 @@
 package directory
 
 import (
-	"crypto"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"relayd/pkg/sandbox/directory/jwt"
+	"relayd/pkg/sandbox/directory/refusal"
 	"relayd/pkg/sandbox/wire"
 )
 
-// claims are those of a version 1.0 app-only access token, the version Exchange Online asks for.
+// claims are those of a version 1.0 access token, the version Exchange Online asks for: an app's own with roles, or a
+// user's with scp.
 type claims struct {
-	Audience  string   `json:"aud"`
-	Issuer    string   `json:"iss"`
-	IssuedAt  int64    `json:"iat"`
-	NotBefore int64    `json:"nbf"`
-	Expires   int64    `json:"exp"`
-	AIO       string   `json:"aio"`
-	AppID     string   `json:"appid"`
-	AppIDACR  string   `json:"appidacr"` // "1": a client secret
-	IDP       string   `json:"idp"`
-	IDType    string   `json:"idtyp"`
-	ObjectID  string   `json:"oid"`
-	RH        string   `json:"rh"`
-	Roles     []string `json:"roles,omitempty"`
-	SessionID string   `json:"sid"`
-	Subject   string   `json:"sub"`
-	TenantID  string   `json:"tid"`
-	UTI       string   `json:"uti"` // here also the token's number, for revocation
-	Version   string   `json:"ver"`
-	WIDs      []string `json:"wids"`
+	Audience   string   `json:"aud"`
+	Issuer     string   `json:"iss"`
+	IssuedAt   int64    `json:"iat"`
+	NotBefore  int64    `json:"nbf"`
+	Expires    int64    `json:"exp"`
+	AIO        string   `json:"aio"`
+	AMR        []string `json:"amr,omitempty"`
+	AppID      string   `json:"appid"`
+	AppIDACR   string   `json:"appidacr"` // how the client proved itself; see ACRNone
+	IDP        string   `json:"idp,omitempty"`
+	IDType     string   `json:"idtyp"`
+	Name       string   `json:"name,omitempty"`
+	ObjectID   string   `json:"oid"`
+	RH         string   `json:"rh"`
+	Roles      []string `json:"roles,omitempty"`
+	Scope      string   `json:"scp,omitempty"`
+	SessionID  string   `json:"sid"`
+	Subject    string   `json:"sub"`
+	TenantID   string   `json:"tid"`
+	UniqueName string   `json:"unique_name,omitempty"`
+	UPN        string   `json:"upn,omitempty"`
+	UTI        string   `json:"uti"` // here also the token's number, for revocation
+	Version    string   `json:"ver"`
+	WIDs       []string `json:"wids"`
 }
+
+// How a client proved itself, as a token's appidacr says.
+const (
+	ACRNone        = "0"
+	ACRSecret      = "1"
+	ACRCertificate = "2"
+)
+
+const clockSkew = 5 * time.Minute // Entra dates its tokens back by it
 
 func issuer(tenant string) string { return "https://sts.windows.net/" + tenant + "/" }
 
-// Token issues an access token that lives for lifetime, which may be negative, and asks for no secret.
+// Token issues an access token of an app that lives for lifetime, which may be negative, and asks for no secret.
 func (d *Directory) Token(tenantID, clientID string, lifetime time.Duration) (string, error) {
-	t, ok := d.tenant(tenantID)
+	t, ok := d.Tenant(tenantID)
 	if !ok {
 		return "", fmt.Errorf("no tenant %q", tenantID)
 	}
-	a, ok := t.app(clientID)
+	a, ok := t.App(clientID)
 	if !ok {
 		return "", fmt.Errorf("no app %q in tenant %q", clientID, tenantID)
 	}
-	return d.issue(t, a, lifetime)
+	return d.AppToken(t, a, ACRSecret, lifetime)
 }
 
 // Issued is the number of access tokens so far.
@@ -62,7 +77,24 @@ func (d *Directory) Issued() int64 {
 	return d.issued
 }
 
-func (d *Directory) issue(t Tenant, a App, lifetime time.Duration) (string, error) {
+// AppToken issues an access token for Exchange Online to an app itself.
+func (d *Directory) AppToken(t Tenant, a App, acr string, lifetime time.Duration) (string, error) {
+	c := d.newClaims(t, a, acr, lifetime)
+	c.Audience, c.IDType, c.ObjectID, c.Subject, c.Roles = exchangeAudience, "app", a.ObjectID, a.ObjectID, a.Roles
+	c.IDP = issuer(t.ID)
+	return d.sign(c)
+}
+
+// UserToken issues an access token that lets the app do for the user what s says.
+func (d *Directory) UserToken(t Tenant, a App, u User, s Scopes, acr string, lifetime time.Duration) (string, error) {
+	c := d.newClaims(t, a, acr, lifetime)
+	c.Audience, c.IDType, c.ObjectID, c.Subject = s.Resource, "user", u.ObjectID, pairwise(a, u)
+	c.Scope, c.Name, c.UPN, c.UniqueName, c.AMR = strings.Join(s.Permissions, " "), u.Name, u.Mail, u.Mail, []string{"pwd"}
+	return d.sign(c)
+}
+
+// newClaims are those that app and user tokens have in common. It counts the token.
+func (d *Directory) newClaims(t Tenant, a App, acr string, lifetime time.Duration) claims {
 	d.mu.Lock()
 	d.issued++
 	number := d.issued
@@ -70,72 +102,81 @@ func (d *Directory) issue(t Tenant, a App, lifetime time.Duration) (string, erro
 	now := time.Now()
 	opaque := make([]byte, 48)
 	rand.Read(opaque)
-	const clockSkew = 5 * time.Minute // Entra dates its tokens back by it
-	return d.sign(claims{
-		Audience: exchangeAudience, Issuer: issuer(t.ID), TenantID: t.ID, IDP: issuer(t.ID),
+	return claims{
+		Issuer: issuer(t.ID), TenantID: t.ID, AppID: a.ID, AppIDACR: acr, Version: "1.0",
 		IssuedAt: now.Add(-clockSkew).Unix(), NotBefore: now.Add(-clockSkew).Unix(), Expires: now.Add(lifetime).Unix(),
 		AIO: base64.StdEncoding.EncodeToString(opaque), RH: "1." + base64.RawURLEncoding.EncodeToString(opaque) + ".",
-		AppID: a.ID, AppIDACR: "1", IDType: "app", ObjectID: a.ObjectID, Subject: a.ObjectID, Roles: a.Roles,
-		SessionID: randomGUID(), UTI: strconv.FormatInt(number, 10), Version: "1.0",
+		SessionID: refusal.GUID(), UTI: strconv.FormatInt(number, 10),
 		WIDs: []string{"0997a1d0-0d1d-4acb-b408-d5ca73121e90"}, // the template id of "default user access", as in real tokens
-	})
+	}
 }
 
-func (d *Directory) sign(c claims) (string, error) {
-	header, err := json.Marshal(map[string]string{"typ": "JWT", "alg": "RS256", "kid": d.kid, "x5t": d.kid})
-	if err != nil {
-		return "", err
+// pairwise is a user's sub, which no other app is told (OpenID Connect Core, 8.1).
+func pairwise(a App, u User) string {
+	digest := sha256.Sum256([]byte(a.ID + "/" + u.ObjectID))
+	return base64.RawURLEncoding.EncodeToString(digest[:])
+}
+
+// IDToken issues an OpenID Connect id_token of version 2.0. As at Entra, the name and ids of the user are told with the
+// scope profile, the address with email.
+func (d *Directory) IDToken(t Tenant, a App, u User, s Scopes, nonce string) (string, error) {
+	now := time.Now()
+	c := map[string]any{
+		"aud": a.ID, "iss": d.Authority() + "/" + t.ID + "/v2.0", "iat": now.Add(-clockSkew).Unix(),
+		"nbf": now.Add(-clockSkew).Unix(), "exp": now.Add(time.Hour).Unix(), "sub": pairwise(a, u), "ver": "2.0",
+		"uti": refusal.GUID(),
 	}
-	payload, err := json.Marshal(c)
-	if err != nil {
-		return "", err
+	if nonce != "" {
+		c["nonce"] = nonce
 	}
+	if s.Profile {
+		c["tid"], c["oid"], c["preferred_username"], c["name"] = t.ID, u.ObjectID, u.Mail, u.Name
+	}
+	if s.Email {
+		c["email"] = u.Mail
+	}
+	return d.sign(c)
+}
+
+func (d *Directory) sign(claims any) (string, error) { return jwt.Sign(d.key, d.kid, claims) }
+
+// Keys is the JSON Web Key Set tokens can be checked with.
+func (d *Directory) Keys() any {
+	public := d.key.PublicKey
 	encode := base64.RawURLEncoding.EncodeToString
-	signed := encode(header) + "." + encode(payload)
-	digest := sha256.Sum256([]byte(signed))
-	signature, err := rsa.SignPKCS1v15(rand.Reader, d.key, crypto.SHA256, digest[:])
-	if err != nil {
-		return "", err
-	}
-	return signed + "." + encode(signature), nil
+	return map[string]any{"keys": []any{map[string]string{
+		"kty": "RSA", "use": "sig", "alg": "RS256", "kid": d.kid, "x5t": d.kid,
+		"n": encode(public.N.Bytes()), "e": encode(big.NewInt(int64(public.E)).Bytes()),
+	}}}
 }
 
 // verify checks an access token as Exchange does. The error is for the log: the client only ever sees 535.
 func (d *Directory) verify(token string, now time.Time) (claims, error) {
 	var c claims
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return c, errors.New("not a JWT")
+	parsed, err := jwt.Parse(token)
+	if err != nil {
+		return c, err
 	}
-	var header struct{ Alg, Kid string }
-	var decoded [3][]byte
-	for i, p := range parts {
-		var err error
-		if decoded[i], err = base64.RawURLEncoding.Strict().DecodeString(p); err != nil {
-			return c, fmt.Errorf("part %d is not base64url", i+1)
-		}
-	}
-	if err := json.Unmarshal(decoded[0], &header); err != nil || header.Alg != "RS256" || header.Kid != d.kid {
+	if parsed.Header.Algorithm != "RS256" || parsed.Header.KeyID != d.kid {
 		return c, errors.New("not signed by RS256 with a known key")
 	}
-	digest := sha256.Sum256([]byte(parts[0] + "." + parts[1]))
-	if err := rsa.VerifyPKCS1v15(&d.key.PublicKey, crypto.SHA256, digest[:], decoded[2]); err != nil {
+	if !parsed.SignedBy(&d.key.PublicKey) {
 		return c, errors.New("wrong signature")
 	}
-	if err := json.Unmarshal(decoded[1], &c); err != nil {
-		return c, errors.New("claims are not JSON")
+	if err := parsed.Claims(&c); err != nil {
+		return c, err
 	}
 	number, err := strconv.ParseInt(c.UTI, 10, 64)
 	if err != nil {
 		return c, errors.New("no token number")
 	}
 	d.mu.Lock()
-	revoked := number <= d.revokedTo
+	revoked := number <= max(d.revokedTo, d.userTo[c.ObjectID])
 	d.mu.Unlock()
 	switch {
 	case revoked:
 		return c, errors.New("revoked")
-	case c.Audience != exchangeAudience:
+	case c.Audience != exchangeAudience && (c.Scope == "" || c.Audience != "https://outlook.office.com"):
 		return c, fmt.Errorf("audience is %s", c.Audience)
 	case now.Unix() >= c.Expires:
 		return c, errors.New("expired")
@@ -143,34 +184,52 @@ func (d *Directory) verify(token string, now time.Time) (claims, error) {
 		return c, errors.New("not valid yet")
 	case c.Issuer != issuer(c.TenantID):
 		return c, errors.New("issuer is not the tenant's")
-	case !slices.Contains(c.Roles, sendRole):
+	case c.Scope != "" && !slices.Contains(strings.Fields(c.Scope), sendPermission):
+		return c, errors.New("no permission " + sendPermission)
+	case c.Scope == "" && !slices.Contains(c.Roles, sendRole):
 		return c, errors.New("no role " + sendRole)
 	}
 	return c, nil
 }
 
-// Authorize checks that the token's service principal may submit as the mailbox login, and returns both.
+// Authorize checks that the token's service principal or user may submit as the mailbox login, and returns tenant and app.
 func (d *Directory) Authorize(token, login string, now time.Time) (Tenant, App, error) {
 	c, err := d.verify(token, now)
 	if err != nil {
 		return Tenant{}, App{}, err
 	}
-	t, ok := d.tenant(c.TenantID)
+	t, ok := d.Tenant(c.TenantID)
 	if !ok {
 		return Tenant{}, App{}, errors.New("the token's tenant is gone")
 	}
-	a, ok := t.app(c.AppID)
-	if !ok || a.ObjectID != c.ObjectID {
+	a, ok := t.App(c.AppID)
+	if !ok || c.Scope == "" && a.ObjectID != c.ObjectID {
 		return t, App{}, errors.New("the token's app has no such service principal here")
 	}
 	named := func(patterns []string) bool {
 		return len(patterns) == 0 || slices.ContainsFunc(patterns, func(p string) bool { return wire.Matches(p, login) })
 	}
-	if !wire.ValidAddress(login) || !named(t.Mailboxes) {
+	switch {
+	case !wire.ValidAddress(login) || !named(t.Mailboxes):
 		return t, a, errors.New("no such mailbox")
-	}
-	if !named(a.Mailboxes) {
+	case c.Scope != "":
+		return t, a, t.opens(c, login)
+	case !named(a.Mailboxes):
 		return t, a, errors.New("the service principal has no access to the mailbox")
 	}
 	return t, a, nil
+}
+
+// opens checks that the user of a token may use the mailbox login: it is the user's own, or full access was given.
+func (t *Tenant) opens(c claims, login string) error {
+	u, refused := t.User(c.UPN)
+	switch {
+	case refused != nil || u.ObjectID != c.ObjectID:
+		return errors.New("the token's user is gone")
+	case u.State == "disabled":
+		return errors.New("the token's user is disabled")
+	case !strings.EqualFold(u.Mail, login) && !granted(t.FullAccess, u.Mail, login):
+		return errors.New("the user has no access to the mailbox")
+	}
+	return nil
 }

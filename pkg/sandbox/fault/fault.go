@@ -34,12 +34,14 @@ const (
 	StageRset     Stage = "rset"
 	StageNoop     Stage = "noop"
 	StageQuit     Stage = "quit"
-	StageToken    Stage = "token" // the token endpoint
+	StageToken    Stage = "token" // the token endpoint, that for device codes, and the metadata service
+
+	StageAuthorize Stage = "authorize" // the pages people sign in and consent on; aadsts is told to the app
 )
 
 func stages() []Stage {
 	return []Stage{StageConnect, StageEHLO, StageSTARTTLS, StageTLS, StageAuth, StageMail, StageRcpt, StageData,
-		StageBody, StageDot, StageRset, StageNoop, StageQuit, StageToken}
+		StageBody, StageDot, StageRset, StageNoop, StageQuit, StageToken, StageAuthorize}
 }
 
 // The certificates a STARTTLS may be answered with; all but the good one are for Rule.Certificate.
@@ -70,9 +72,10 @@ type Rule struct {
 	Name string `json:"name,omitempty"` // free, or the preset it came from
 
 	Stage       Stage   `json:"stage,omitempty"`
-	Mailbox     string  `json:"mailbox,omitempty"`     // only sessions of this login ("a@b", "*@b"); never true before AUTH
+	Mailbox     string  `json:"mailbox,omitempty"`     // only sessions of this login ("a@b", "*@b"); never true before AUTH; at token and authorize: of this user
 	Recipient   string  `json:"recipient,omitempty"`   // only this recipient; from data on: messages that have it
 	App         string  `json:"app,omitempty"`         // only this client id; from token and auth on
+	Grant       string  `json:"grant,omitempty"`       // only this kind of token request: client_credentials, refresh_token, ...
 	Skip        int     `json:"skip,omitempty"`        // spare the first n occasions
 	Count       int     `json:"count,omitempty"`       // strike n times; 0 is always
 	Probability float64 `json:"probability,omitempty"` // strike with this probability; 0 is always
@@ -119,7 +122,7 @@ func (r *Rule) validate() error {
 	switch r.Stage {
 	case StageTLS:
 		fits = answers || r.Certificate != "" || r.OldTLS
-	case StageToken:
+	case StageToken, StageAuthorize:
 		fits = answers || r.Status != 0 || r.AADSTS != 0
 	case StageEHLO:
 		fits = answers || len(r.Hide) > 0
@@ -148,17 +151,20 @@ func (r *Rule) Code() int {
 type Occasion struct {
 	Stage      Stage
 	Login, App string // "" before they are known
+	Grant      string // the kind of a token request
 	Recipients []string
 }
 
 func (r *Rule) applies(o Occasion) bool {
 	if r.Stage != o.Stage {
-		command := o.Stage != StageConnect && o.Stage != StageTLS && o.Stage != StageBody && o.Stage != StageToken
+		command := o.Stage != StageConnect && o.Stage != StageTLS && o.Stage != StageBody && o.Stage != StageToken &&
+			o.Stage != StageAuthorize
 		if r.Stage != "" || !command {
 			return false
 		}
 	}
-	if r.Mailbox != "" && !wire.Matches(r.Mailbox, o.Login) || r.App != "" && !strings.EqualFold(r.App, o.App) {
+	if r.Mailbox != "" && !wire.Matches(r.Mailbox, o.Login) || r.App != "" && !strings.EqualFold(r.App, o.App) ||
+		r.Grant != "" && r.Grant != o.Grant {
 		return false
 	}
 	return r.Recipient == "" || slices.ContainsFunc(o.Recipients, func(a string) bool { return wire.Matches(r.Recipient, a) })

@@ -228,7 +228,7 @@ func (s *session) settle() {
 	if s.tx.within {
 		refusal = s.server.opts.Limits.Judge(mailbox.Submission{
 			Login: s.login, MailFrom: s.tx.mail.From, Content: s.tx.content, Header: header,
-			MaySendAs: func(address string) bool { return s.tenant.MaySendAs(s.login, address) },
+			MaySendAs: func(address string) bool { return s.server.opts.Directory.MaySendAs(s.tenant.ID, s.login, address) },
 		})
 	}
 	if refusal == "" {

@@ -37,30 +37,3 @@ func HeaderValue(size, limit int, name string) string {
 	return fmt.Sprintf("554 5.6.211 Invalid MIME Content: Single text value size (%d) exceeded allowed maximum (%d) for the '%s' header.",
 		size, limit, name)
 }
-
-// AADSTS is one of Entra's errors. Its text is followed by trace, correlation id and time; %[1]s is the app, %[2]s the
-// tenant, %[3]s the offending value.
-type AADSTS struct {
-	Number, Status int // the AADSTS number, and the HTTP status
-	Code, Text     string
-}
-
-// Refusals lists the AADSTS errors the sandbox knows.
-func Refusals() []AADSTS {
-	return []AADSTS{
-		{7000215, 401, "invalid_client", "Invalid client secret provided. Ensure the secret being sent in the request is the client secret value, not the client secret ID, for a secret added to app '%[1]s'."},
-		{7000222, 401, "invalid_client", "The provided client secret keys for app '%[1]s' are expired. Visit the Azure portal to create new keys for your app: https://aka.ms/NewClientSecret, or consider using certificate credentials for added security: https://aka.ms/certCreds."},
-		{7000218, 401, "invalid_client", "The request body must contain the following parameter: 'client_assertion' or 'client_secret'."},
-		{700016, 400, "unauthorized_client", "Application with identifier '%[1]s' was not found in the directory '%[2]s'. This can happen if the application has not been installed by the administrator of the tenant or consented to by any user in the tenant. You may have sent your authentication request to the wrong tenant."},
-		{90002, 400, "invalid_request", "Tenant '%[2]s' not found. Check to make sure you have the correct tenant ID and are signing into the correct cloud. Check with your subscription administrator, this may happen if there are no active subscriptions for the tenant."},
-		{9001023, 400, "invalid_request", "The grant type is not supported over the /common or /consumers endpoints. Please use the /organizations or tenant-specific endpoint."},
-		{70011, 400, "invalid_scope", "The provided request must include a 'scope' input parameter. The provided value for the input parameter 'scope' is not valid. The scope %[3]s is not valid."},
-		{500011, 400, "invalid_resource", "The resource principal named %[3]s was not found in the tenant named %[2]s. This can happen if the application has not been installed by the administrator of the tenant or consented to by any user in the tenant. You might have sent your authentication request to the wrong tenant."},
-		{70003, 400, "unsupported_grant_type", "The app requested an unsupported grant type '%[3]s'."},
-		{900144, 400, "invalid_request", "The request body must contain the following parameter: '%[3]s'."},
-		{90033, 503, "temporarily_unavailable", "A transient error has occurred. Please try again."},
-		{90055, 429, "temporarily_unavailable", "Tenant '%[2]s' request is throttled due to excessive request rate."},
-		{50196, 400, "invalid_grant", "The server terminated an operation because it encountered a client request loop. Please contact your app vendor."},
-		{65001, 400, "invalid_grant", "The user or administrator has not consented to use the application with ID '%[1]s'. Send an interactive authorization request for this user and resource."},
-	}
-}
