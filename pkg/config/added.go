@@ -37,7 +37,7 @@ func (c *Config) Extend(added Added) *Extended {
 	merged.Tenants, merged.Senders = slices.Clone(c.Tenants), slices.Clone(c.Senders)
 	x := &Extended{Config: &merged, TenantsOfFile: len(c.Tenants), SendersOfFile: len(c.Senders)}
 	for _, fields := range added.Tenants {
-		if slices.ContainsFunc(c.Tenants, func(t Tenant) bool { return t.Name == fields["name"] }) {
+		if slices.ContainsFunc(c.Tenants, func(t Tenant) bool { return t.Name == fields["name"] }) { // there are few
 			x.Shadowed.Tenants = append(x.Shadowed.Tenants, fields)
 			continue
 		}
@@ -48,20 +48,19 @@ func (c *Config) Extend(added Added) *Extended {
 		}
 		merged.Tenants = append(merged.Tenants, t)
 	}
-	of := func(match string) func(Sender) bool {
-		return func(s Sender) bool { return strings.EqualFold(s.Address+s.Match, match) }
+	ofFile := map[string]bool{}
+	for i := range c.Senders {
+		ofFile[strings.ToLower(c.Senders[i].Address+c.Senders[i].Match)] = true
 	}
 	for _, fields := range added.Senders {
-		if slices.ContainsFunc(c.Senders, of(fields["address"]+fields["match"])) {
+		if ofFile[strings.ToLower(fields["address"]+fields["match"])] {
 			x.Shadowed.Senders = append(x.Shadowed.Senders, fields)
 			continue
 		}
-		s, problems := merged.NewSender(fields)
-		if len(problems) > 0 {
+		if problems := merged.appendSender(fields); len(problems) > 0 {
+			merged.Senders = merged.Senders[:len(merged.Senders)-1]
 			x.Refused = append(x.Refused, Refused{fields, problems})
-			continue
 		}
-		merged.Senders = append(merged.Senders, s)
 	}
 	return x
 }
@@ -98,18 +97,26 @@ func (c *Config) NewTenant(fields Fields) (Tenant, []Problem) {
 // NewSender is NewTenant for a sender.
 func (c *Config) NewSender(fields Fields) (Sender, []Problem) {
 	merged := *c
+	merged.Senders = slices.Clip(c.Senders) // appended to elsewhere
+	problems := merged.appendSender(fields)
+	s := merged.Senders[len(c.Senders)]
+	if i := slices.IndexFunc(c.Senders, func(o Sender) bool { return strings.EqualFold(o.Address+o.Match, s.Address+s.Match) }); i >= 0 {
+		problems = append(problems, Problem{Key: "address", Text: fmt.Sprintf("%q has an entry already; change that one", s.Address+s.Match)})
+	}
+	return s, problems
+}
+
+// appendSender reads a sender, appends it to c's, and says what is wrong with it.
+func (c *Config) appendSender(fields Fields) []Problem {
 	var s Sender
 	s.setDefaults()
 	r := newReport("entered")
 	at := len(c.Senders)
 	key := item("senders", at)
 	r.fill(key, fields, reflect.ValueOf(&s).Elem())
-	merged.Senders = append(slices.Clip(slices.Clone(c.Senders)), s)
-	r.checkSender(&merged, at)
-	if i := slices.IndexFunc(c.Senders, func(o Sender) bool { return strings.EqualFold(o.Address+o.Match, s.Address+s.Match) }); i >= 0 {
-		r.errorf(key+".address", "%q has an entry already; change that one", s.Address+s.Match)
-	}
-	return s, r.of(key)
+	c.Senders = append(c.Senders, s)
+	r.checkSender(c, at)
+	return r.of(key)
 }
 
 func newReport(name string) *report {

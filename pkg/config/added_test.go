@@ -163,3 +163,20 @@ func TestBaseURL(t *testing.T) {
 		}
 	}
 }
+
+// A thousand entries from the page are judged again with every change.
+func BenchmarkExtend(b *testing.B) {
+	c, _, err := Parse("relayd.yaml", []byte(sixLines), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var added Added
+	for i := range 1000 {
+		added.Senders = append(added.Senders, Fields{"address": fmt.Sprintf("s%d@fabrikam.com", i), "tenant": "contoso"})
+	}
+	for b.Loop() {
+		if x := c.Extend(added); len(x.Senders) != 1001 {
+			b.Fatalf("%d senders, %v", len(x.Senders), x.Refused)
+		}
+	}
+}
