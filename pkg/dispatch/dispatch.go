@@ -190,17 +190,31 @@ func (d *Dispatcher) Reload(retry []time.Duration, lifetime time.Duration) {
 	if lifetime > 0 {
 		d.rules.Lifetime = lifetime
 	}
-	d.reloads++
 	now := time.Now()
 	for _, t := range d.tenants {
 		t.Gate.ProbeAt(now) // no reply holds a tenant as a whole for quota
 	}
-	limits := make(map[*mailbox]int, len(d.mailboxes))
 	for _, m := range d.mailboxes {
 		if !m.Gate.Quota {
 			m.Gate.ProbeAt(now)
 		}
-		m.probeRest, limits[m] = time.Time{}, m.day.Limit
+		m.probeRest = time.Time{}
+	}
+	d.reroute(now)
+}
+
+// Reroute asks the router again for every sender, as Reload does; what is parked is left to its time, or to Probe.
+func (d *Dispatcher) Reroute() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.reroute(time.Now())
+}
+
+func (d *Dispatcher) reroute(now time.Time) {
+	d.reloads++
+	limits := make(map[*mailbox]int, len(d.mailboxes))
+	for _, m := range d.mailboxes {
+		limits[m] = m.day.Limit
 	}
 	for _, l := range d.lanes {
 		due := l.due

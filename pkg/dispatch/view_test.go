@@ -60,3 +60,28 @@ func TestMailboxesAndProbe(t *testing.T) {
 		}
 	})
 }
+
+// Reroute finds a changed way and lets what is parked wait for its time.
+func TestReroute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
+			return each(try, reply(status.StageAuth, 535, status.ParkSender, "no"))
+		}
+		r.router.set(sender(0), envelope.Route{Tenant: "contoso", Connections: 1})
+		r.queue.put(sender(0), 1, 0)
+		r.queue.put(sender(1), 1, 0) // has no way yet
+		r.run()
+		after(10 * time.Second)
+		before := len(r.exchange.of(sender(0)))
+		r.router.set(sender(1), envelope.Route{Tenant: "contoso", Connections: 1})
+		r.d.Reroute()
+		after(time.Second)
+		if got := len(r.exchange.of(sender(0))); got != before {
+			t.Errorf("the parked sender was probed: %d attempts, before %d", got, before)
+		}
+		if got := len(r.exchange.of(sender(1))); got != 1 {
+			t.Errorf("%d attempts of the sender that has a way now, want 1", got)
+		}
+	})
+}
