@@ -69,6 +69,16 @@ func (v *Renderer) explain(r *http.Request, err error) failure {
 	return failure{status: http.StatusServiceUnavailable, key: "view.error.unknown"}
 }
 
+// Reason is what err means, in a sentence or two, for texts that stand in data.
+func (v *Renderer) Reason(w http.ResponseWriter, r *http.Request, err error) string {
+	f := v.explain(r, err)
+	text := v.Say(w, r, f.key)
+	if f.problem != nil {
+		text += " " + f.problem.Text
+	}
+	return text
+}
+
 // Explain is what a page shows of a *status.Error.
 func Explain(e *status.Error) *console.Problem {
 	return &console.Problem{Text: e.Text, Cause: e.Cause, Advice: e.Advice}
