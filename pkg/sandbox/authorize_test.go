@@ -205,7 +205,7 @@ func TestPrompt(t *testing.T) {
 	if told := p.visit(authorizePath("scope", "openid https://outlook.office.com/IMAP.AccessAsUser.All", "prompt", "none")).returned(); told.Get("error") != "consent_required" {
 		t.Errorf("told %v", told)
 	}
-	p.visit("/" + tenantID + "/oauth2/v2.0/logout").on("message", "You signed out")
+	p.visit("/"+tenantID+"/oauth2/v2.0/logout").on("message", "You signed out")
 	p.visit(authorizePath()).on("account")
 	if to := p.visit("/" + tenantID + "/oauth2/v2.0/logout?post_logout_redirect_uri=" + url.QueryEscape(callback)).left; to.String() != callback {
 		t.Errorf("sent to %v", to)

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"relayd/pkg/sandbox/directory/control"
 	"relayd/pkg/sandbox/directory/signin"
 	"relayd/pkg/sandbox/fault"
 )
@@ -18,6 +19,7 @@ func (b *Sandbox) handler() http.Handler {
 	mux := http.NewServeMux()
 	b.endpoint.Routes(mux)
 	signin.New(b.directory, b.tickets).Routes(mux)
+	control.New(b.directory).Routes(mux)
 
 	mux.HandleFunc("GET /sandbox/messages", b.serveMessages)
 	mux.HandleFunc("DELETE /sandbox/messages", answer(b.Clear))
@@ -31,7 +33,6 @@ func (b *Sandbox) handler() http.Handler {
 	mux.HandleFunc("DELETE /sandbox/faults/{id}", b.serveRemoveFault)
 	mux.HandleFunc("GET /sandbox/presets", show(func() any { return fault.Presets() }))
 	mux.HandleFunc("POST /sandbox/tenants", b.serveAddTenant)
-	mux.HandleFunc("POST /sandbox/revoke", answer(b.RevokeTokens))
 	mux.HandleFunc("GET /sandbox/ca", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/x-pem-file")
 		w.Write(b.CAPEM())

@@ -317,6 +317,20 @@ func (b *Sandbox) AddTenant(t Tenant) error { return b.directory.Add(t) }
 // Tenants returns the directory, secrets included.
 func (b *Sandbox) Tenants() []Tenant { return b.directory.List() }
 
+// ChangeTenant alters a tenant of the directory as act says; an error of act changes nothing.
+func (b *Sandbox) ChangeTenant(id string, act func(*Tenant) error) error { return b.directory.Change(id, act) }
+
+// SetUser adds or replaces a user. Another password than before revokes what the user had granted.
+func (b *Sandbox) SetUser(tenantID string, u User) error { return b.directory.SetUser(tenantID, u) }
+
+// RevokeUser ends a user's refresh tokens and browser sessions, and with access the access tokens, too.
+func (b *Sandbox) RevokeUser(tenantID, mail string, access bool) error {
+	return b.directory.RevokeUser(tenantID, mail, access)
+}
+
+// AddConsent records a consent, an administrator's for everyone if it names no user.
+func (b *Sandbox) AddConsent(tenantID string, c Consent) error { return b.directory.Consent(tenantID, c) }
+
 // AddFault puts a rule in force behind those already there and returns its id. An unusable rule is an error.
 func (b *Sandbox) AddFault(r Rule) (int, error) { return b.faults.Add(r) }
 
@@ -347,8 +361,11 @@ func (b *Sandbox) Wait(ctx context.Context, n int, f Filter) ([]Message, error) 
 // Clear forgets the delivered messages and the duplicates among them, and not what mailboxes have used of their limits.
 func (b *Sandbox) Clear() { b.store.clear() }
 
-// ClearStats forgets each mailbox's peaks and what it has used of its limits.
-func (b *Sandbox) ClearStats() { b.mailboxes.Clear() }
+// ClearStats forgets each mailbox's peaks and what it has used of its limits, and the token requests.
+func (b *Sandbox) ClearStats() {
+	b.mailboxes.Clear()
+	b.endpoint.ClearCounts()
+}
 
 // Stats is what the sandbox itself has counted: the judge of what a client did.
 type Stats struct {
@@ -360,6 +377,12 @@ type Stats struct {
 	AuthFailed  int64 `json:"auth_failed"`
 	Tokens      int64 `json:"tokens"` // access tokens issued
 
+	// TokenRequests are the requests since the start or ClearStats by kind: client_credentials, authorization_code,
+	// refresh_token, device_code, device_authorization, managed_identity, other. TokensGranted are those that were
+	// answered with what they asked for.
+	TokenRequests map[string]int64 `json:"token_requests"`
+	TokensGranted map[string]int64 `json:"tokens_granted"`
+
 	DuplicateCount int64                   `json:"duplicate_count"` // deliveries beyond the first of an X-Relayd-Id to a recipient
 	Duplicates     []Duplicate             `json:"duplicates"`      // the first 1,000 of them, by id
 	Mailboxes      map[string]MailboxStats `json:"mailboxes"`
@@ -370,6 +393,8 @@ func (b *Sandbox) Stats() Stats {
 	s := b.store.stats()
 	c := b.submission.Counts()
 	s.Connections, s.AuthOK, s.AuthFailed, s.Tokens = c.Sessions, c.AuthOK, c.AuthFailed, b.directory.Issued()
+	requests := b.endpoint.Counts()
+	s.TokenRequests, s.TokensGranted = requests.Requests, requests.Granted
 	s.Mailboxes = b.mailboxes.Stats()
 	return s
 }

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Change alters a tenant as act says. Whoever was handed the tenant before does not see it; an error of act changes
-// nothing.
+// Change alters a tenant as act says. Whoever was handed the tenant before does not see it. An error of act, or an app that
+// is unusable after it, changes nothing.
 func (d *Directory) Change(tenantID string, act func(*Tenant) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -16,6 +16,11 @@ func (d *Directory) Change(tenantID string, act func(*Tenant) error) error {
 			changed := t.clone()
 			if err := act(&changed); err != nil {
 				return err
+			}
+			for j := range changed.Apps {
+				if err := changed.Apps[j].complete(changed.ID); err != nil {
+					return err
+				}
 			}
 			d.tenants[i] = changed
 			return nil
@@ -31,12 +36,7 @@ func (d *Directory) change(tenantID, appID string, act func(*App)) error {
 		if i < 0 {
 			return fmt.Errorf("no app %q in tenant %q", appID, tenantID)
 		}
-		changed := t.Apps[i]
-		act(&changed)
-		if err := changed.complete(t.ID); err != nil {
-			return err
-		}
-		t.Apps[i] = changed
+		act(&t.Apps[i])
 		return nil
 	})
 }

@@ -29,7 +29,9 @@ type Pages struct {
 }
 
 // New returns the pages of a directory.
-func New(dir *directory.Directory, tickets *ticket.Store) *Pages { return &Pages{dir: dir, tickets: tickets} }
+func New(dir *directory.Directory, tickets *ticket.Store) *Pages {
+	return &Pages{dir: dir, tickets: tickets}
+}
 
 // Routes registers the pages.
 func (p *Pages) Routes(mux *http.ServeMux) {
