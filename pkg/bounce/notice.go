@@ -227,6 +227,34 @@ func writeRules(b *strings.Builder, d *Digest) {
 	}
 }
 
+// Bounds of an announcement.
+const (
+	maxParagraphs = 500
+	maxIndent     = 8
+)
+
+// Announce composes a notice of any other kind. A paragraph that begins with spaces is indented as far and stands right
+// below the one before it. It errs where there is no paragraph or the letter's addresses are none.
+func Announce(l *Letter, subject string, paragraphs []string) (*Mail, error) {
+	if len(paragraphs) == 0 {
+		return nil, fmt.Errorf("a notice about nothing")
+	}
+	var b strings.Builder
+	for i, paragraph := range paragraphs {
+		if i == maxParagraphs {
+			b.WriteString("\nThere is more than a mail takes.\n")
+			break
+		}
+		words := strings.TrimLeft(paragraph, " ")
+		indent := min(len(paragraph)-len(words), maxIndent)
+		if i > 0 && indent == 0 {
+			b.WriteString("\n")
+		}
+		b.WriteString(text.Wrap(strings.Repeat(" ", indent), text.Plain(words)))
+	}
+	return l.notice(text.Plain(subject), b.String())
+}
+
 // notice composes a mail of plain text.
 func (l *Letter) notice(subject, words string) (*Mail, error) {
 	var b bytes.Buffer

@@ -132,3 +132,52 @@ func TestNonASCIINotice(t *testing.T) {
 		t.Errorf("subject %q", subject)
 	}
 }
+
+func TestAnnounce(t *testing.T) {
+	m, err := Announce(letter(), "The client secret of tenant contoso expires in 14 days", []string{
+		"The client secret of tenant contoso expires on Mon, 16 Mar 2026, in 14 days.", "  Make a new one and enter it.", "Nothing is lost.",
+		strings.Repeat(" ", 100) + "Far in.",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := readGo(m.Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Subject != "The client secret of tenant contoso expires in 14 days" || get(t, p.Fields, "Auto-Submitted") != "auto-generated" {
+		t.Errorf("got %q, %v", p.Subject, p.Fields)
+	}
+	want := "The client secret of tenant contoso expires on Mon, 16 Mar 2026, in 14\ndays.\n  Make a new one and enter it.\n\nNothing is lost.\n        Far in.\n"
+	if got := strings.ReplaceAll(p.Parts[0].Text, "\r\n", "\n"); strings.TrimSpace(got) != strings.TrimSpace(want) {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if _, err := Announce(letter(), "nothing", nil); err == nil {
+		t.Error("a notice about nothing was written")
+	}
+}
+
+// TestHostileAnnouncement: whatever a name or an answer of the far end brings, it is words.
+func TestHostileAnnouncement(t *testing.T) {
+	bad := "x\r\nBcc: <evil@example.com>\r\n\r\n.\r\n\x00\x1b[2J" + strings.Repeat("y", 5000)
+	many := make([]string, maxParagraphs+5)
+	for i := range many {
+		many[i] = bad
+	}
+	m, err := Announce(letter(), bad, many)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := readGo(m.Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if get(t, p.Fields, "Bcc") != "" || len(p.Parts) != 1 || !strings.Contains(p.Parts[0].Text, "There is more than a mail takes") {
+		t.Errorf("got fields %v and %d parts", p.Fields, len(p.Parts))
+	}
+	for line := range strings.SplitSeq(string(m.Text), "\r\n") {
+		if len(line) > 998 || line == "." || strings.ContainsAny(line, "\r\n\x00\x1b") || strings.HasPrefix(line, "Bcc") {
+			t.Fatalf("a line is %q", line)
+		}
+	}
+}

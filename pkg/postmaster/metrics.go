@@ -13,6 +13,7 @@ const (
 	kindDelay   kind = "delay"   // one that they wait
 	kindNotice  kind = "notice"  // of parks
 	kindDigest  kind = "digest"
+	kindOther   kind = "announcement" // a notice of any other kind
 )
 
 // result is what became of it, and the label of that name.
@@ -33,7 +34,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{bounces: promauto.With(r).NewCounterVec(prometheus.CounterOpts{
 		Name: "relayd_bounces_total", Help: "Mails relayd wrote itself, or had reason to.",
 	}, []string{"kind", "result"})}
-	for _, k := range []kind{kindFailure, kindDelay, kindNotice, kindDigest} {
+	for _, k := range []kind{kindFailure, kindDelay, kindNotice, kindDigest, kindOther} {
 		for _, res := range []result{resultSent, resultSuppressed, resultError} {
 			m.of(k, res)
 		}

@@ -2,6 +2,8 @@ package postmaster
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -325,6 +327,49 @@ func (p *Postmaster) putBack(now time.Time, place *entry) {
 	if !p.set.notifies() { // meanwhile
 		p.parks, p.digest = parks{}, digest{}
 	}
+}
+
+// Notice is what operators are told besides parks and failures.
+type Notice struct {
+	Subject    string
+	Paragraphs []string // one that begins with spaces belongs to the one before it
+}
+
+// What Notice may answer besides what the queue does.
+var (
+	ErrNobody  = errors.New("no operators are to be told: bounces.mode, bounces.from or bounces.notify says so")
+	ErrTooMany = errors.New("relayd has written too many mails within the hour")
+)
+
+// Notice tells operators at once: the notice is in the queue when it returns nil. It is not kept for later: after an error,
+// ask again.
+func (p *Postmaster) Notice(ctx context.Context, n Notice) error {
+	p.mu.Lock()
+	now := time.Now()
+	if !p.set.notifies() {
+		p.mu.Unlock()
+		return ErrNobody
+	}
+	l, place, ok := p.letter(now)
+	p.mu.Unlock()
+	if !ok {
+		p.metrics.of(kindOther, resultSuppressed).Inc()
+		return ErrTooMany
+	}
+	mail, err := bounce.Announce(l, n.Subject, n.Paragraphs)
+	if err == nil {
+		err = p.put(ctx, kindOther, l, mail)
+	} else {
+		p.metrics.of(kindOther, resultError).Inc()
+	}
+	if err != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.written.giveBack(place)
+		return fmt.Errorf("store notice: %w", err)
+	}
+	p.log.Info("operators told", zap.String("id", string(l.ID)), zap.String("kind", string(kindOther)), zap.Int("recipients", len(l.To)))
+	return nil
 }
 
 // send stores a notice. false: it is to be tried again.

@@ -407,3 +407,62 @@ func TestParkDoesNotWaitForTheQueue(t *testing.T) {
 		r.wantSubjects("both", "Mail of erp@contoso.com is waiting; Mail of crm@contoso.com is waiting")
 	})
 }
+
+func TestNotice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { o.PerHour = 2 })
+		n := Notice{Subject: "The client secret of tenant contoso expires in 14 days", Paragraphs: []string{"Make a new one.", "  There."}}
+		if err := r.Notice(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		mails := r.queue.take()
+		if len(mails) != 1 {
+			t.Fatalf("%d mails", len(mails))
+		}
+		env := mails[0].env
+		if mails[0].subject != n.Subject || env.ReversePath != "" || env.Sender != "postmaster@contoso.com" || env.Intake != Intake || !env.ID.Valid() ||
+			len(env.Recipients) != 2 || env.Recipients[0] != (envelope.Recipient{Address: "ops@contoso.com", Notify: "NEVER"}) {
+			t.Errorf("got %q, %+v", mails[0].subject, env)
+		}
+		for _, want := range []string{"Make a new one.\r\n  There.", "Auto-Submitted: auto-generated"} {
+			if !strings.Contains(mails[0].text, want) {
+				t.Errorf("%q is missing in\n%s", want, mails[0].text)
+			}
+		}
+		broken := errors.New("broken")
+		for range 5 { // refusals take none of the hour's places
+			r.queue.fail(broken, nil)
+			if err := r.Notice(t.Context(), n); !errors.Is(err, broken) {
+				t.Errorf("got %v, want %v", err, broken)
+			}
+		}
+		r.queue.fail(nil, nil)
+		if err := r.Notice(t.Context(), n); err != nil {
+			t.Error(err)
+		}
+		if err := r.Notice(t.Context(), n); !errors.Is(err, ErrTooMany) {
+			t.Errorf("got %v, want %v", err, ErrTooMany)
+		}
+		pass(time.Hour)
+		if err := r.Notice(t.Context(), n); err != nil {
+			t.Errorf("an hour later: %v", err)
+		}
+		if err := r.Notice(t.Context(), Notice{Subject: "nothing"}); err == nil {
+			t.Error("a notice about nothing was written")
+		}
+		r.want(kindOther, resultSent, 3)
+		r.want(kindOther, resultError, 6)
+		r.want(kindOther, resultSuppressed, 1)
+		r.queue.take()
+		for name, change := range map[string]func(*Settings){
+			"mode": func(s *Settings) { s.Modes = []string{ModeDSN} }, "from": func(s *Settings) { s.From = "" }, "notify": func(s *Settings) { s.Notify = nil },
+		} {
+			s := settings()
+			change(&s)
+			r.Configure(s)
+			if err := r.Notice(t.Context(), n); !errors.Is(err, ErrNobody) || len(r.queue.take()) > 0 {
+				t.Errorf("without %s: got %v, want %v", name, err, ErrNobody)
+			}
+		}
+	})
+}

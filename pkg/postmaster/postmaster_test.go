@@ -517,8 +517,8 @@ func TestComposesFewAtOnce(t *testing.T) {
 func TestMetricsAreThereFromTheStart(t *testing.T) {
 	r := newRig(t)
 	n, err := testutil.GatherAndCount(r.reg, "relayd_bounces_total")
-	if err != nil || n != 12 {
-		t.Errorf("%d series (%v), want 4 kinds by 3 results", n, err)
+	if err != nil || n != 15 {
+		t.Errorf("%d series (%v), want 5 kinds by 3 results", n, err)
 	}
 }
 
