@@ -34,6 +34,7 @@ var table = map[string][]string{
 	"sandbox":    {},
 	"vault":      {},
 	"live":       {"envelope"},
+	"radar":      {},
 }
 
 // banned are names that say nothing.
