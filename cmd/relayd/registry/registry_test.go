@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -159,9 +160,9 @@ func TestRun(t *testing.T) {
 		k := newKinds()
 		here, there := k.registry(), k.registry()
 		ctx, cancel := context.WithCancel(t.Context())
-		changes := 0
+		var changes atomic.Int32
 		ended := make(chan error)
-		go func() { ended <- here.Run(ctx, func(error) { changes++ }) }()
+		go func() { ended <- here.Run(ctx, func(error) { changes.Add(1) }) }()
 		synctest.Wait()
 		for i := range 50 {
 			name := fmt.Sprintf("s%d@contoso.com", i)
@@ -170,14 +171,14 @@ func TestRun(t *testing.T) {
 			}
 		}
 		<-time.After(time.Second)
-		if changes != 1 || len(here.Content().Senders) != 50 {
-			t.Errorf("%d changes were told of %d senders", changes, len(here.Content().Senders))
+		if changes.Load() != 1 || len(here.Content().Senders) != 50 {
+			t.Errorf("%d changes were told of %d senders", changes.Load(), len(here.Content().Senders))
 		}
 		if err := here.Pause(ctx, "s1@contoso.com", Pause{By: "ops"}); err != nil {
 			t.Fatal(err)
 		}
 		<-time.After(time.Second)
-		if changes != 1 {
+		if changes.Load() != 1 {
 			t.Error("one's own change was told of")
 		}
 		cancel()
