@@ -23,6 +23,14 @@ type sandboxFlags struct {
 	clientSecret string
 	mailboxes    []string
 	sendAs       []string
+	fullAccess   []string
+	redirectURIs []string
+	users        []string
+	certificates []string
+	public       bool
+	adminConsent bool
+	noRoles      bool
+	identity     string
 	faults       []string
 	listFaults   bool
 	keepBodies   bool
@@ -35,10 +43,21 @@ func newSandboxCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sandbox --smtp ADDR --http ADDR --ca FILE",
 		Short: "Run a simulated Exchange Online and Entra ID for your own tests",
-		Long: `Simulate Exchange Online's SMTP submission and Entra ID's token endpoint, strict and with the published limits and
-replies, until Ctrl-C. It sends nothing to anyone. On start it prints a configuration to paste into relayd.
+		Long: `Simulate Exchange Online's SMTP submission and Entra ID, strict and with the published limits and replies, until
+Ctrl-C. It sends nothing to anyone. On start it prints a configuration to paste into relayd.
 
-The --http port speaks HTTP and HTTPS and has, besides the token endpoint, a control API (JSON):
+Entra ID is simulated with all of its sign-ins: authorization code with PKCE on pages like Microsoft's, device code (page
+/devicelogin), administrator's consent, refresh tokens, client credentials with secret, certificate or federated token,
+and the metadata service of managed identities (/metadata/identity/oauth2/token). Every address that fits a --mailbox
+signs in with any password, admin@ as an administrator, unless --user names those who may:
+
+  --user ann@contoso.com                 a user; from then on only those named are
+  --user boss@contoso.com,admin          who may consent for everyone
+  --user key@contoso.com,password=SECRET with a password of its own
+  --user gone@contoso.com,state=disabled who may not: disabled, unknown, blocked (Conditional Access), mfa, foreign
+                                         (another tenant's), or the number of an AADSTS error
+
+The --http port speaks HTTP and HTTPS and has, besides Entra ID, a control API (JSON):
 
   GET    /sandbox/messages              delivered mail; ?relayd_id= ?message_id= ?login= ?sender= ?recipient= ?after=SEQ
                                         ?limit=N select, ?wait=N&timeout=30s waits for N messages
@@ -49,8 +68,26 @@ The --http port speaks HTTP and HTTPS and has, besides the token endpoint, a con
   POST   /sandbox/faults                a fault rule, such as {"preset":"dot-quota","mailbox":"a@b","count":3}
   GET    /sandbox/faults                rules in force; DELETE ends all, DELETE /sandbox/faults/ID one
   GET    /sandbox/presets               the ready-made faults with what they do
-  POST   /sandbox/revoke                make every token issued so far worthless
-  POST   /sandbox/tenants               add {"id","apps":[{"id","secret"}],"mailboxes":[],"send_as":[{"login","as"}]}
+  GET    /sandbox/tenants               the directory, secrets included
+  POST   /sandbox/tenants               add {"id","apps":[{"id","secret","redirect_uris":[],"certificates":[PEM],"public",
+                                        "federated":[{"issuer","subject","key"}],"managed_identity","no_roles"}],
+                                        "mailboxes":[],"send_as":[{"login","as"}],"full_access":[],"users":[],
+                                        "consents":[],"admin_consent_required"}
+
+These take {"tenant","app"} besides, the first ones if they are left out; GET and DELETE as a query as well:
+
+  POST   /sandbox/users                 {"mail","name","password","admin","state"}: add or replace; a new password revokes
+  GET    /sandbox/users                 DELETE removes {"mail"}
+  POST   /sandbox/grants                {"login","as","right"}: send-as (as when left out) or full-access
+  GET    /sandbox/grants                DELETE removes one
+  POST   /sandbox/consents              {"user","scopes":[]}: no user is everyone, no scope is SMTP.Send
+  GET    /sandbox/consents              DELETE withdraws that of {"user"}
+  POST   /sandbox/admin-consent-required {"required":true}
+  POST   /sandbox/redirect-uris         {"uri"}; GET lists, DELETE removes
+  POST   /sandbox/secrets               {"secret","expires"}: replace the app's, by a random one if none is given; answers
+                                        with it
+  POST   /sandbox/revoke                make every access token issued so far worthless; with {"user"} that user's refresh
+                                        tokens and sign-ins instead, with "access":true its access tokens, too
   GET    /sandbox/ca                    the CA certificate`,
 		Example: `  relayd sandbox --smtp 127.0.0.1:2587 --http 127.0.0.1:8443 --ca /tmp/sandbox-ca.pem
   relayd sandbox --fault rcpt-not-found,recipient=gone@example.com --fault 'dot-drop-delivered,probability=0.01'
@@ -78,6 +115,17 @@ func (f *sandboxFlags) register(cmd *cobra.Command) {
 	fs.StringVar(&f.clientSecret, "client-secret", "", "client `SECRET` of the app (default random, printed)")
 	fs.StringSliceVar(&f.mailboxes, "mailbox", nil, "`ADDRESS` or *@domain that exists (repeatable; default every address)")
 	fs.StringSliceVar(&f.sendAs, "send-as", nil, "grant `LOGIN=ADDRESS`: that login may send as that address (repeatable)")
+	fs.StringSliceVar(&f.fullAccess, "full-access", nil, "grant `USER=MAILBOX`: that user may open that mailbox (repeatable)")
+	fs.StringArrayVar(&f.users, "user", nil, "`ADDRESS` who signs in, with ,admin ,name=N ,password=P ,state=S (repeatable)")
+	fs.StringSliceVar(&f.redirectURIs, "redirect-uri", []string{"*"}, "redirect `URI` registered for the app; * is any on loopback (repeatable)")
+	fs.StringArrayVar(&f.certificates, "certificate", nil, "PEM `FILE` of a certificate the app may prove itself with (repeatable)")
+	fs.BoolVar(&f.public, "public-client", false, "let the app ask for users' tokens without a secret")
+	fs.StringVar(&f.identity, "managed-identity", "", "serve the app's tokens as a managed identity of `KIND` system or user")
+	fs.BoolVar(&f.noRoles, "no-roles", false, "withhold SMTP.SendAsApp from the app until an administrator consents")
+	fs.BoolVar(&f.adminConsent, "admin-consent-required", false, "let only administrators consent")
+	fs.BoolVar(&o.StrictRotation, "strict-rotation", false, "revoke a sign-in when a replaced refresh token is used again")
+	fs.DurationVar(&o.RefreshTokenLifetime, "refresh-token-lifetime", 90*24*time.Hour, "`LIFE` of a refresh token that is not used")
+	fs.DurationVar(&o.DeviceInterval, "device-interval", 5*time.Second, "`PAUSE` between two polls for a device code, whole seconds")
 	fs.DurationVar(&o.TokenLifetimeMin, "token-lifetime-min", 60*time.Minute, "shortest `LIFE` of an access token")
 	fs.DurationVar(&o.TokenLifetimeMax, "token-lifetime-max", 90*time.Minute, "longest `LIFE` of an access token")
 	fs.BoolVar(&o.RefuseInitialResponse, "refuse-initial-response", false, "refuse AUTH XOAUTH2 with an initial response")
@@ -124,21 +172,82 @@ func (f *sandboxFlags) options() (sandbox.Options, error) {
 		}
 		o.Faults = append(o.Faults, rule)
 	}
-	tenant := sandbox.Tenant{
-		ID: f.tenantID, Mailboxes: f.mailboxes, Apps: []sandbox.App{{ID: f.clientID, Secret: f.clientSecret}},
-	}
-	if f.clientSecret == "" {
-		tenant.Apps[0].Secret = sandbox.NewSecret()
-	}
-	for _, text := range f.sendAs {
-		login, as, ok := strings.Cut(text, "=")
-		if !ok || login == "" || as == "" {
-			return o, usagef("--send-as %q is not LOGIN=ADDRESS", text)
-		}
-		tenant.SendAs = append(tenant.SendAs, sandbox.Grant{Login: login, As: as})
+	tenant, err := f.tenant()
+	if err != nil {
+		return o, err
 	}
 	o.Tenants = []sandbox.Tenant{tenant}
 	return o, nil
+}
+
+// tenant is the directory the flags describe.
+func (f *sandboxFlags) tenant() (sandbox.Tenant, error) {
+	app := sandbox.App{
+		ID: f.clientID, Secret: f.clientSecret, RedirectURIs: f.redirectURIs, Public: f.public, NoRoles: f.noRoles,
+		ManagedIdentity: f.identity,
+	}
+	if app.Secret == "" {
+		app.Secret = sandbox.NewSecret()
+	}
+	for _, file := range f.certificates {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return sandbox.Tenant{}, usagef("--certificate: %w", err)
+		}
+		app.Certificates = append(app.Certificates, string(data))
+	}
+	t := sandbox.Tenant{
+		ID: f.tenantID, Mailboxes: f.mailboxes, Apps: []sandbox.App{app}, AdminConsentRequired: f.adminConsent,
+	}
+	var err error
+	if t.SendAs, err = readGrants("send-as", "LOGIN=ADDRESS", f.sendAs); err != nil {
+		return t, err
+	}
+	if t.FullAccess, err = readGrants("full-access", "USER=MAILBOX", f.fullAccess); err != nil {
+		return t, err
+	}
+	for _, text := range f.users {
+		u, err := readUser(text)
+		if err != nil {
+			return t, err
+		}
+		t.Users = append(t.Users, u)
+	}
+	return t, nil
+}
+
+func readGrants(flag, form string, texts []string) ([]sandbox.Grant, error) {
+	var grants []sandbox.Grant
+	for _, text := range texts {
+		login, as, ok := strings.Cut(text, "=")
+		if !ok || login == "" || as == "" {
+			return nil, usagef("--%s %q is not %s", flag, text, form)
+		}
+		grants = append(grants, sandbox.Grant{Login: login, As: as})
+	}
+	return grants, nil
+}
+
+// readUser reads a user as a flag gives it: an address, then what is special about it.
+func readUser(text string) (sandbox.User, error) {
+	fields := strings.Split(text, ",")
+	u := sandbox.User{Mail: fields[0]}
+	for _, field := range fields[1:] {
+		key, value, _ := strings.Cut(field, "=")
+		switch key {
+		case "admin":
+			u.Admin = true
+		case "name":
+			u.Name = value
+		case "password":
+			u.Password = value
+		case "state":
+			u.State = value
+		default:
+			return u, usagef("--user %q: %q is not admin, name, password or state", u.Mail, key)
+		}
+	}
+	return u, nil
 }
 
 // orNone maps a flag's "0 is no limit" to the package's negative number.

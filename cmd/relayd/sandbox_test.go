@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"relayd/pkg/config"
+	"relayd/pkg/sandbox"
 )
 
 // What the command prints is a configuration that loads as it is, and the CA file and both ports are there.
@@ -89,6 +90,12 @@ func TestSandboxCommandRefuses(t *testing.T) {
 	}{
 		{[]string{"--fault", "nonsense"}, `there is no fault preset "nonsense"`, true},
 		{[]string{"--send-as", "a@b"}, `--send-as "a@b" is not LOGIN=ADDRESS`, true},
+		{[]string{"--full-access", "=b"}, `--full-access "=b" is not USER=MAILBOX`, true},
+		{[]string{"--user", "a@b,role=x"}, `--user "a@b": "role" is not admin, name, password or state`, true},
+		{[]string{"--user", "a@b,state=tired"}, `state "tired" is not one of`, false},
+		{[]string{"--redirect-uri", "http://relay.example.com/"}, `redirect URI "http://relay.example.com/" is not https`, false},
+		{[]string{"--managed-identity", "own"}, `managed_identity "own" is not system or user`, false},
+		{[]string{"--certificate", filepath.Join(t.TempDir(), "none.pem")}, "--certificate: ", true},
 		{[]string{"--smtp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ca", filepath.Join(t.TempDir(), "none", "ca")}, "--ca names another file", false},
 		{[]string{"--smtp", "256.0.0.1:1"}, "start the sandbox: listen for SMTP: ", false},
 		{[]string{"--token-lifetime-min", "2h"}, "token lifetime", false},
@@ -121,5 +128,35 @@ func TestSandboxLimitFlags(t *testing.T) {
 	}
 	if bare := regexp.MustCompile(`(?m)^ +(-\w, )?--\S+( \S+)? *$`).FindAllString(cmd.Flags().FlagUsages(), -1); bare != nil {
 		t.Errorf("flags without help: %q", bare)
+	}
+}
+
+func TestSandboxDirectoryFlags(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "cert.pem")
+	if err := os.WriteFile(file, []byte("PEM"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var f sandboxFlags
+	cmd := &cobra.Command{}
+	f.register(cmd)
+	if err := cmd.ParseFlags([]string{
+		"--user", "ann@contoso.com", "--user", "boss@contoso.com,admin,name=The Boss,password=p=w", "--user", "gone@contoso.com,state=disabled",
+		"--full-access", "ann@contoso.com=team@contoso.com", "--certificate", file, "--public-client", "--no-roles",
+		"--admin-consent-required", "--managed-identity", "user", "--strict-rotation", "--device-interval", "1s",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	o, err := f.options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tenant, app := o.Tenants[0], o.Tenants[0].Apps[0]
+	if want := (sandbox.User{Mail: "boss@contoso.com", Admin: true, Name: "The Boss", Password: "p=w"}); len(tenant.Users) != 3 || tenant.Users[1] != want {
+		t.Errorf("users %+v", tenant.Users)
+	}
+	if tenant.FullAccess[0] != (sandbox.Grant{Login: "ann@contoso.com", As: "team@contoso.com"}) || !tenant.AdminConsentRequired ||
+		app.Certificates[0] != "PEM" || !app.Public || !app.NoRoles || app.ManagedIdentity != "user" || app.RedirectURIs[0] != "*" ||
+		app.Secret == "" || !o.StrictRotation || o.DeviceInterval != time.Second || o.RefreshTokenLifetime != 90*24*time.Hour {
+		t.Errorf("got %+v", o)
 	}
 }

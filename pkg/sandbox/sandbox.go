@@ -318,7 +318,9 @@ func (b *Sandbox) AddTenant(t Tenant) error { return b.directory.Add(t) }
 func (b *Sandbox) Tenants() []Tenant { return b.directory.List() }
 
 // ChangeTenant alters a tenant of the directory as act says; an error of act changes nothing.
-func (b *Sandbox) ChangeTenant(id string, act func(*Tenant) error) error { return b.directory.Change(id, act) }
+func (b *Sandbox) ChangeTenant(id string, act func(*Tenant) error) error {
+	return b.directory.Change(id, act)
+}
 
 // SetUser adds or replaces a user. Another password than before revokes what the user had granted.
 func (b *Sandbox) SetUser(tenantID string, u User) error { return b.directory.SetUser(tenantID, u) }
@@ -329,7 +331,9 @@ func (b *Sandbox) RevokeUser(tenantID, mail string, access bool) error {
 }
 
 // AddConsent records a consent, an administrator's for everyone if it names no user.
-func (b *Sandbox) AddConsent(tenantID string, c Consent) error { return b.directory.Consent(tenantID, c) }
+func (b *Sandbox) AddConsent(tenantID string, c Consent) error {
+	return b.directory.Consent(tenantID, c)
+}
 
 // AddFault puts a rule in force behind those already there and returns its id. An unusable rule is an error.
 func (b *Sandbox) AddFault(r Rule) (int, error) { return b.faults.Add(r) }

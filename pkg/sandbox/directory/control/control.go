@@ -165,7 +165,9 @@ func (a *API) setGrant(t directory.Tenant, in input, add bool) error {
 		default:
 			return fmt.Errorf("right %q is not send-as or full-access", in.Right)
 		}
-		is := func(g directory.Grant) bool { return strings.EqualFold(g.Login, in.Login) && strings.EqualFold(g.As, in.As) }
+		is := func(g directory.Grant) bool {
+			return strings.EqualFold(g.Login, in.Login) && strings.EqualFold(g.As, in.As)
+		}
 		found := slices.ContainsFunc(*grants, is)
 		if !add && !found {
 			return errAbsent
