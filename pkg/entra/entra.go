@@ -1,26 +1,37 @@
-// Package entra gets access tokens from Microsoft Entra ID: the client-credentials grant with a secret, one cached token
-// per tenant.
+// Package entra gets access tokens from Microsoft Entra ID: for the application itself (client credentials), one for each
+// tenant, and on behalf of the mailboxes' owners (refresh tokens), one for each mailbox.
 //
 // A token is fetched when first asked for, renewed in the background well before it expires, and kept until its
-// replacement is there: a failed renewal costs nothing while the old token lives. There is one request at a time per
-// tenant, however many callers wait, and a failed one is remembered for a while, so that a thousand waiting workers are
-// one client to Entra ID. The context of a caller ends that caller's wait, never the request.
+// replacement is there: a failed renewal costs nothing while the old token lives. There is one request at a time for each
+// token, however many callers wait on however many nodes, and a failed one is remembered for a while, so that a thousand
+// waiting workers are one client to Entra ID. The context of a caller ends that caller's wait, never the request.
 //
-// Nothing is stored: after a restart the first caller fetches anew. No secret and no token is ever part of an error, a
-// log line or a metric.
+// Tokens stand in Options.Records, which the nodes share. Who is to fetch writes its name and a time into the record, by
+// compare-and-swap; the others wait for the result to stand there, or for that time to pass. A new refresh token, and the
+// access token that came with it, is stored before anyone uses either; a store that fails is tried again until it does not.
+// So whatever happens:
+//
+//   - crash before the request, or in it: the lease ends by itself, another node asks with the refresh token that is stored.
+//   - crash between the answer and its being stored: the answer is lost. Entra ID takes the old refresh token still; an issuer
+//     that revokes it at once makes the owner sign in again. An answer that is lost on the network is the same.
+//   - store away: tokens that are cached serve until they expire, and an application's own token is fetched without being
+//     shared. Close waits for a refresh under way, and tries once more to store its answer.
+//   - two nodes at one refresh token all the same, because a clock is wrong or a node lost touch with the store: whoever was
+//     answered with a token overrules whoever was refused one.
+//
+// No secret and no token is ever part of an error, a log line or a metric.
 package entra
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
-	"net/http"
-	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +41,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/oauth2"
 
+	"relayd/pkg/entra/catalogue"
 	"relayd/pkg/entra/grant"
 	"relayd/pkg/status"
 )
@@ -70,20 +82,6 @@ type Options struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// cloud is where a national cloud's authority stands and what its tokens are for. Tokens of one are worth nothing in
-// another. Authorities are Microsoft's documented ones, as is the worldwide scope; the other scopes are what public code
-// uses, so every field can be overridden.
-type cloud struct{ name, authority, scope string }
-
-func clouds() []cloud {
-	return []cloud{
-		{"worldwide", "https://login.microsoftonline.com", "https://outlook.office365.com/.default"},
-		{"gcc-high", "https://login.microsoftonline.us", "https://outlook.office365.us/.default"},
-		{"dod", "https://login.microsoftonline.us", "https://outlook-dod.office365.us/.default"},
-		{"china", "https://login.partner.microsoftonline.cn", "https://partner.outlook.cn/.default"},
-	}
-}
-
 // Tokens is the token sources of all tenants. It satisfies exchange.Tokens.
 type Tokens struct {
 	options Options
@@ -93,8 +91,9 @@ type Tokens struct {
 	cancel  context.CancelFunc
 	fetches sync.WaitGroup // one for each request under way; Close waits
 
-	mu      sync.Mutex // guards sources; held while a source's own is taken, never the other way
-	sources map[string]*source
+	mu      sync.Mutex               // guards what follows; held while a source's own is taken, never the other way
+	tenants map[string]*registration // by name
+	sources map[string]*source       // by the name of their record
 
 	closing sync.Mutex // guards closed
 	closed  bool
@@ -114,7 +113,14 @@ func New(o Options) (*Tokens, error) {
 	if o.Dial == nil {
 		o.Dial = (&net.Dialer{Timeout: o.HTTPTimeout}).DialContext
 	}
-	t := &Tokens{options: o, metrics: newMetrics(o.Registerer), sources: map[string]*source{}}
+	if o.Node == "" {
+		o.Node = rand.Text()
+	}
+	if o.SenderLabels == 0 {
+		o.SenderLabels = 200
+	}
+	t := &Tokens{options: o, metrics: newMetrics(o.Registerer, o.SenderLabels),
+		tenants: map[string]*registration{}, sources: map[string]*source{}}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	if err := errors.Join(t.SetRules(o.Rules), t.Configure(o.Tenants)); err != nil {
 		t.cancel()
@@ -123,7 +129,8 @@ func New(o Options) (*Tokens, error) {
 	return t, nil
 }
 
-// Close ends all requests under way and waits for them. Callers still waiting get a temporary error.
+// Close ends all requests under way and waits for them, except that what an owner's refresh token is asked for is heard to
+// its end, since the answer may hold the only one that is good from now on. Callers still waiting get a temporary error.
 func (t *Tokens) Close() {
 	t.closing.Lock()
 	t.closed = true
@@ -133,37 +140,44 @@ func (t *Tokens) Close() {
 }
 
 // Configure replaces the tenants. One whose registration and endpoint stay the same keeps its token, and takes up the
-// new Secret. On an error, which names every faulty tenant, all stays as it was.
+// new credential. On an error, which names every faulty tenant, all stays as it was.
 func (t *Tokens) Configure(tenants map[string]Tenant) error {
-	fresh := make(map[string]*source, len(tenants))
+	fresh := make(map[string]*registration, len(tenants))
 	var errs []error
 	for name, tenant := range tenants {
-		s, err := t.newSource(name, tenant)
+		r, err := t.newRegistration(name, tenant)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("tenant %q: %w", name, err))
 			continue
 		}
-		fresh[name] = s
+		fresh[name] = r
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for name, old := range t.sources {
-		s := fresh[name]
+	for name, old := range t.tenants {
+		r := fresh[name]
 		switch {
-		case s == nil:
+		case r == nil:
 			t.metrics.forget(name)
-		case s.same(old):
-			old.setSecret(s.secret)
+		case r.same(old):
+			old.take(r)
 			fresh[name] = old
 		}
 	}
 	for name := range fresh {
 		t.metrics.add(name)
 	}
-	t.sources = fresh
+	t.tenants = fresh
+	for name, s := range t.sources {
+		if fresh[s.reg.name] != s.reg {
+			delete(t.sources, name)
+			continue
+		}
+		s.release() // the reload may be the cure: what the old credential was told is no news
+	}
 	return nil
 }
 
@@ -171,7 +185,7 @@ func (t *Tokens) Configure(tenants map[string]Tenant) error {
 // its place instead: it keeps ours's texts where it has none, and what ours fits where it says nothing of its own about
 // that. On an error, which is made of *[FieldError]s, all stays as it was.
 func (t *Tokens) SetRules(extra []Rule) error {
-	all, err := rules(extra)
+	all, err := catalogue.Rules(extra)
 	if err == nil {
 		t.rules.Store(&all)
 	}
@@ -180,44 +194,76 @@ func (t *Tokens) SetRules(extra []Rule) error {
 
 // CheckRules reports what SetRules would refuse.
 func CheckRules(extra []Rule) error {
-	_, err := rules(extra)
+	_, err := catalogue.Rules(extra)
 	return err
 }
 
-// Token returns an access token for tenant. refused is "" or the token that Exchange Online has just refused: then a
-// token other than that is fetched, in one request for all callers who report the same one.
+// Rule is one line of what relayd knows of Entra ID's refusals.
+type Rule = catalogue.Rule
+
+// FieldError says what is wrong with a rule of the operator's.
+type FieldError = catalogue.FieldError
+
+// Markdown writes relayd's own rules as a page for operators: docs/token-refusals.md.
+func Markdown(w io.Writer) error { return catalogue.Markdown(w) }
+
+// Token returns an access token for tenant: the application's own, or, where persons sign in for their mailboxes, that of
+// login. refused is "" or the token that Exchange Online has just refused: then a token other than that is fetched, in one
+// request for all callers who report the same one.
 //
-// Refusals make at most refusalsPerMinute requests per tenant; past that, and should Entra ID itself repeat a token,
-// the refused one is returned, and the caller must take the refusal as final. Errors are *status.Error with StageToken;
-// login is not looked at, because an app-only token serves every mailbox of the tenant.
-func (t *Tokens) Token(ctx context.Context, tenant, _ /* login */, refused string) (string, error) {
-	tok, err := t.get(ctx, tenant, refused)
+// Refusals make at most refusalsPerMinute requests for each token; past that, and should Entra ID itself repeat a token,
+// the refused one is returned, and the caller must take the refusal as final. Errors are *status.Error with StageToken.
+// Of a login whose owner has not consented yet, or must again, they park the sender.
+func (t *Tokens) Token(ctx context.Context, tenant, login, refused string) (string, error) {
+	tok, err := t.get(ctx, tenant, login, refused)
 	if err != nil {
 		return "", err
 	}
 	return tok.AccessToken, nil
 }
 
-// Source returns tenant's tokens in the form golang.org/x/oauth2 uses. Its errors are those of [Tokens.Token].
-func (t *Tokens) Source(tenant string) oauth2.TokenSource { return tenantSource{t, tenant} }
+// Source returns tenant's own tokens in the form golang.org/x/oauth2 uses; of a mailbox's see [Tokens.Grant] for the times.
+// Its errors are those of [Tokens.Token].
+func (t *Tokens) Source(tenant string) oauth2.TokenSource { return tokenSource{t, tenant} }
 
-type tenantSource struct {
+type tokenSource struct {
 	tokens *Tokens
 	tenant string
 }
 
-func (s tenantSource) Token() (*oauth2.Token, error) {
-	return s.tokens.get(s.tokens.ctx, s.tenant, "")
+func (s tokenSource) Token() (*oauth2.Token, error) {
+	return s.tokens.get(s.tokens.ctx, s.tenant, "", "")
 }
 
-func (t *Tokens) get(ctx context.Context, tenant, refused string) (*oauth2.Token, error) {
-	t.mu.Lock()
-	s := t.sources[tenant]
-	t.mu.Unlock()
+func (t *Tokens) get(ctx context.Context, tenant, login, refused string) (*oauth2.Token, error) {
+	s := t.source(tenant, login)
 	if s == nil {
 		return nil, unconfigured()
 	}
 	return s.get(ctx, refused)
+}
+
+// source returns the source of a tenant's or mailbox's tokens; nil: the tenant is not configured.
+func (t *Tokens) source(tenant, login string) *source {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	reg := t.tenants[tenant]
+	if reg == nil {
+		return nil
+	}
+	if login = strings.ToLower(login); !reg.tenant.Delegated {
+		login = ""
+	}
+	record := grant.Name(tenant, login)
+	if reg.tenant.Delegated && login == "" {
+		record = "user/" // no grant has that name
+	}
+	s := t.sources[record]
+	if s == nil || s.reg != reg {
+		s = &source{reg: reg, tokens: t, login: login, record: record, asked: time.Now()}
+		t.sources[record] = s
+	}
+	return s
 }
 
 func unconfigured() *status.Error {
@@ -235,65 +281,4 @@ func (t *Tokens) start(fetch func()) bool {
 	}
 	t.fetches.Go(fetch)
 	return true
-}
-
-// newSource checks a tenant and fills in its cloud's defaults.
-func (t *Tokens) newSource(name string, tenant Tenant) (*source, error) {
-	if tenant.TenantID == "" || strings.Trim(strings.ToLower(tenant.TenantID), "abcdefghijklmnopqrstuvwxyz0123456789.-") != "" {
-		return nil, errors.New("tenant_id must be the directory's GUID or one of its domains")
-	}
-	if tenant.ClientID == "" || tenant.Secret == nil {
-		return nil, errors.New("client_id and a client secret are required")
-	}
-	all := clouds()
-	i := slices.IndexFunc(all, func(c cloud) bool { return c.name == tenant.Cloud || tenant.Cloud == "" })
-	if i < 0 {
-		return nil, fmt.Errorf("unknown cloud %q: worldwide, gcc-high, dod and china are known", tenant.Cloud)
-	}
-	if tenant.Authority == "" {
-		tenant.Authority = all[i].authority
-	}
-	if tenant.Scope == "" {
-		tenant.Scope = all[i].scope
-	}
-	authority, err := checkAuthority(tenant.Authority)
-	if err != nil {
-		return nil, err
-	}
-	tenant.Cloud, tenant.Authority = all[i].name, authority
-	return &source{name: name, tokens: t, tenant: tenant, secret: tenant.Secret, client: t.client(tenant)}, nil
-}
-
-// checkAuthority returns the base URL without a slash at its end. A secret travels to it: https, or the machine itself.
-func checkAuthority(s string) (string, error) {
-	u, err := url.Parse(s)
-	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return "", errors.New("authority must be a URL like https://login.microsoftonline.com")
-	}
-	ip, err := netip.ParseAddr(u.Hostname())
-	loopback := u.Hostname() == "localhost" || err == nil && ip.IsLoopback()
-	if u.Scheme != "https" && !(u.Scheme == "http" && loopback) {
-		return "", errors.New("authority must be https: a client secret is sent to it")
-	}
-	return strings.TrimRight(u.String(), "/"), nil
-}
-
-// client returns an HTTP client that follows no redirect, because the request carries a secret, and keeps no connection,
-// because the next request is most of an hour away.
-func (t *Tokens) client(tenant Tenant) *http.Client {
-	proxy := http.ProxyFromEnvironment
-	if tenant.Proxy != nil {
-		proxy = http.ProxyURL(tenant.Proxy)
-	}
-	return &http.Client{
-		Timeout:       t.options.HTTPTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: &http.Transport{
-			Proxy:                  proxy,
-			DialContext:            t.options.Dial,
-			TLSClientConfig:        &tls.Config{RootCAs: tenant.RootCAs, MinVersion: tls.VersionTLS12},
-			DisableKeepAlives:      true,
-			MaxResponseHeaderBytes: 64 << 10,
-		},
-	}
 }

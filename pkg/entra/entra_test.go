@@ -563,15 +563,16 @@ func TestSameTenant(t *testing.T) {
 	changes := map[string]func(*Tenant){
 		"tenant": func(x *Tenant) { x.TenantID = "" }, "client": func(x *Tenant) { x.ClientID = "" },
 		"authority": func(x *Tenant) { x.Authority = "" }, "scope": func(x *Tenant) { x.Scope = "" },
-		"roots": func(x *Tenant) { x.RootCAs = nil }, "proxy": func(x *Tenant) { x.Proxy = nil },
+		"delegated": func(x *Tenant) { x.Delegated = true },
+		"roots":     func(x *Tenant) { x.RootCAs = nil }, "proxy": func(x *Tenant) { x.Proxy = nil },
 	}
-	if a, b := (&source{tenant: base()}), (&source{tenant: base()}); !a.same(b) {
+	if a, b := (&registration{tenant: base()}), (&registration{tenant: base()}); !a.same(b) {
 		t.Error("equal tenants differ")
 	}
 	for name, change := range changes {
 		b := base()
 		change(&b)
-		if (&source{tenant: base()}).same(&source{tenant: b}) {
+		if (&registration{tenant: base()}).same(&registration{tenant: b}) {
 			t.Errorf("another %s passes as the same", name)
 		}
 	}
@@ -624,7 +625,7 @@ func TestClouds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := tokens.sources["x"].tenant
+		got := tokens.tenants["x"].tenant
 		if got.Authority != tt.authority || got.Scope != tt.scope {
 			t.Errorf("%s: got %s, %s", tt.cloud, got.Authority, got.Scope)
 		}

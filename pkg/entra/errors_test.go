@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/oauth2"
 
+	"relayd/pkg/entra/catalogue"
 	"relayd/pkg/status"
 )
 
@@ -58,7 +59,7 @@ func TestRules(t *testing.T) {
 				if e.Action != tt.action || !strings.Contains(e.Text, tt.text) || e.Stage != status.StageToken {
 					t.Errorf("got %v, %q, want %v, …%q…", e.Action, e, tt.action, tt.text)
 				}
-				if e.Temporary() != temporaryAction(tt.action) {
+				if e.Temporary() != catalogue.TemporaryAction(tt.action) {
 					t.Errorf("code %d does not go with %v", e.Code, e.Action)
 				}
 				cause, ok := errors.AsType[*oauth2.RetrieveError](e)
@@ -134,41 +135,4 @@ func TestNoSecretInErrors(t *testing.T) {
 			})
 		})
 	}
-}
-
-func TestRetryAfter(t *testing.T) {
-	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
-	tests := []struct {
-		header string
-		want   time.Duration
-	}{
-		{"", 0}, {"soon", 0}, {"60", time.Minute}, {"-1", 0}, {"0", 0},
-		{"86400", maxRetryAfter},
-		{"9223372036854775807", maxRetryAfter}, // would overflow a Duration
-		{"Sun, 22 Nov 2026 12:05:00 GMT", 5 * time.Minute},
-		{"Sun, 22 Nov 2026 11:00:00 GMT", 0}, // past
-		{"Sun, 22 Nov 2099 11:00:00 GMT", maxRetryAfter},
-	}
-	for _, tt := range tests {
-		if got := retryAfter(tt.header, now); got != tt.want {
-			t.Errorf("%q: got %v, want %v", tt.header, got, tt.want)
-		}
-	}
-}
-
-// FuzzRead: whatever the endpoint sends, there is a verdict, and the secret is not in it.
-func FuzzRead(f *testing.F) {
-	f.Add(401, "invalid_client", `{"error_codes":[7000215]}`, "30")
-	f.Add(500, "", canary, "x")
-	f.Add(400, "", `{"error_codes":["x"]}`, "Sun, 22 Nov 2026 12:05:00 GMT")
-	f.Fuzz(func(t *testing.T, code int, name, body, after string) {
-		e, hold := read(builtin(), &oauth2.RetrieveError{Response: &http.Response{StatusCode: code, Header: http.Header{"Retry-After": {after}}},
-			ErrorCode: name, ErrorDescription: body, Body: []byte(body)}, canary, time.Now())
-		if e.Text == "" || e.Rule == "" || e.Cause == "" || hold < 0 || hold > maxRetryAfter || e.Stage != status.StageToken {
-			t.Errorf("got %v, hold %v", e, hold)
-		}
-		if said := fmt.Sprintf("%v %v", e, e.Err); strings.Contains(said, canary) {
-			t.Errorf("secret in %q", said)
-		}
-	})
 }

@@ -3,12 +3,11 @@ package entra
 import (
 	"context"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
 
-	"relayd/pkg/entra/consent"
+	"relayd/pkg/entra/catalogue"
 	"relayd/pkg/entra/grant"
 	"relayd/pkg/status"
 )
@@ -37,6 +36,9 @@ func (t *Tokens) Grants(ctx context.Context) ([]grant.Grant, error) {
 
 // Grant returns one of them, without secrets, and whether there is one.
 func (t *Tokens) Grant(ctx context.Context, tenant, login string) (grant.Grant, bool, error) {
+	if login == "" {
+		return grant.Grant{}, false, nil
+	}
 	g, _, err := grant.Load(ctx, t.options.Records, grant.Name(tenant, strings.ToLower(login)))
 	if err != nil || g == nil {
 		return grant.Grant{}, false, err
@@ -45,84 +47,108 @@ func (t *Tokens) Grant(ctx context.Context, tenant, login string) (grant.Grant, 
 }
 
 // Adopt stores what an owner has just granted, durably, in place of what there was, dead or not; it is in force when Adopt
-// returns.
+// returns. An access token in it is not used: the first comes of the refresh token.
 func (t *Tokens) Adopt(ctx context.Context, g grant.Grant) error {
-	g.Login = strings.ToLower(g.Login)
-	g.Holder, g.Until, g.Dead, g.Reason, g.DeadAt = "", time.Time{}, "", "", time.Time{}
+	if g.Login = strings.ToLower(g.Login); g.Login == "" || g.Refresh == "" || g.Tenant == "" {
+		return fmt.Errorf("adopt grant: tenant, login or refresh token is missing")
+	}
+	if g.Used.IsZero() {
+		g.Used = g.Granted
+	}
+	g.Holder, g.Until, g.Dead, g.Reason, g.DeadAt, g.Access, g.For, g.Expires = "", time.Time{}, "", "", time.Time{}, "", "", time.Time{}
 	name := grant.Name(g.Tenant, g.Login)
-	for {
-		_, revision, err := t.options.Records.Get(ctx, name)
+	for revision := uint64(0); revision == 0; {
+		_, present, err := t.options.Records.Get(ctx, name)
 		if err != nil {
 			return fmt.Errorf("adopt grant: %w", err)
 		}
-		if revision, err = grant.Store(ctx, t.options.Records, name, &g, revision); err != nil {
+		if revision, err = grant.Store(ctx, t.options.Records, name, &g, present); err != nil {
 			return fmt.Errorf("adopt grant: %w", err)
 		}
-		if revision != 0 {
-			return nil
-		}
 	}
+	t.reset(name)
+	t.metrics.consented(g.Login, ends(&g))
+	return nil
 }
 
-// Forget removes a grant for good. None is no error.
+// Forget removes a grant for good; its tokens are used no more. None is no error.
 func (t *Tokens) Forget(ctx context.Context, tenant, login string) error {
-	if err := t.options.Records.Delete(ctx, grant.Name(tenant, strings.ToLower(login))); err != nil {
+	login = strings.ToLower(login)
+	if login == "" {
+		return nil
+	}
+	name := grant.Name(tenant, login)
+	if err := t.options.Records.Delete(ctx, name); err != nil {
 		return fmt.Errorf("forget grant: %w", err)
 	}
+	t.reset(name)
+	t.metrics.consented(login, time.Time{})
 	return nil
+}
+
+// reset has the record of that name read before the next token of it is used.
+func (t *Tokens) reset(name string) {
+	t.mu.Lock()
+	s := t.sources[name]
+	t.mu.Unlock()
+	if s != nil {
+		s.reset()
+	}
 }
 
 // Status returns when the tenant's own access token expires (zero: there is none), and what Entra ID last refused the
-// application; nil: nothing, or nothing was asked yet.
+// application, which a success ends; nil: nothing.
 func (t *Tokens) Status(tenant string) (expires time.Time, problem *status.Error) {
 	t.mu.Lock()
-	s := t.sources[tenant]
+	r, s := t.tenants[tenant], t.sources[grant.Name(tenant, "")]
 	t.mu.Unlock()
-	if s == nil {
-		return time.Time{}, nil
+	if r == nil {
+		return time.Time{}, unconfigured()
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.token != nil {
-		expires = s.token.Expiry
+	if s != nil {
+		s.mu.Lock()
+		if s.token != nil {
+			expires = s.token.Expiry
+		}
+		problem = s.err
+		s.mu.Unlock()
 	}
-	return expires, s.err
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.problem != nil {
+		problem = r.problem
+	}
+	return expires, problem
 }
 
-// Check makes one fresh request to the token endpoint, which proves registration and credential. Errors are *status.Error.
+// Check asks Entra ID afresh whether the registration is there and the credential right: for a token of the application
+// itself, or, of a public client, which has no credential, for a device code that nobody will enter. What it finds is what
+// Status returns next, and a success lets senders that wait ask at once. Errors are *status.Error.
 func (t *Tokens) Check(ctx context.Context, tenant string) error {
-	_, err := t.get(ctx, tenant, "")
-	return err
-}
-
-// Run keeps idle grants alive and renews tokens in use ahead of time until ctx ends.
-func (t *Tokens) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
-}
-
-// Registration returns what consent for tenant is asked with. Errors are *status.Error.
-func (t *Tokens) Registration(tenant string) (consent.Registration, error) {
 	t.mu.Lock()
-	s := t.sources[tenant]
+	r := t.tenants[tenant]
 	t.mu.Unlock()
-	if s == nil {
-		return consent.Registration{}, unconfigured()
+	if r == nil {
+		return unconfigured()
 	}
-	s.mu.Lock()
-	secret := s.secret
-	s.mu.Unlock()
-	return consent.Registration{
-		Name: tenant, TenantID: s.tenant.TenantID, ClientID: s.tenant.ClientID, Authority: s.tenant.Authority,
-		Scope: s.tenant.Scope, Client: s.client,
-		Authenticate: func(_ context.Context, _ string, form url.Values) error {
-			value, err := secret()
-			form.Set("client_secret", value)
-			return err
-		},
-		Explain: func(err error, secrets ...string) *status.Error {
-			e, _ := read(*t.rules.Load(), err, strings.Join(secrets, ""), time.Now())
-			return e
-		},
-	}, nil
+	var e *status.Error
+	if r.public() {
+		e = r.probe(ctx)
+	} else {
+		_, _, e = r.own(ctx)
+	}
+	if ctx.Err() != nil {
+		return catalogue.Temporary("no answer from Entra ID in time", ctx.Err())
+	}
+	if e != nil {
+		return e
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.sources {
+		if s.reg == r {
+			s.release()
+		}
+	}
+	return nil
 }

@@ -1,17 +1,13 @@
 package entra
 
 import (
-	"bytes"
-	"errors"
-	"flag"
 	"fmt"
 	"net/http"
-	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"relayd/pkg/entra/catalogue"
 	"relayd/pkg/status"
 )
 
@@ -36,12 +32,12 @@ func TestEveryNumber(t *testing.T) {
 		{400, "interaction_required", []int{50076, 50078, 50079, 50074}, "mfa-required", sender, "second factor"},
 		{400, "interaction_required", []int{53000, 53003, 530032}, "conditional-access", sender, "Conditional Access"},
 		{400, "invalid_grant", []int{530035}, "token-security-defaults", tenant, "Manage security defaults"},
-		{400, "invalid_grant", []int{65001, 65004, 90094, 650056, 650057}, "consent-missing", tenant, "SMTP.SendAsApp"},
+		{400, "invalid_grant", []int{65001, 650056, 650057}, "consent-missing", tenant, "SMTP.SendAsApp"},
 		{400, "consent_required", []int{0}, "consent-missing", tenant, "SMTP.SendAsApp"},
-		{401, "invalid_client", []int{7000215}, "secret-wrong", tenant, "Certificates & secrets"},
+		{401, "invalid_client", []int{7000215}, "secret-wrong", tenant, "Secret ID pasted"},
 		{401, "invalid_client", []int{7000222}, "secret-expired", tenant, "Add-MgApplicationPassword"},
 		{401, "invalid_client", []int{70002, 12345}, "credential-refused", tenant, "Certificates & secrets"},
-		{401, "invalid_client", []int{700027, 700030}, "assertion-refused", tenant, "certificate"},
+		{401, "invalid_client", []int{700027, 700030, 700023, 700024}, "assertion-refused", tenant, "certificate"},
 		{401, "invalid_client", []int{7000218}, "credential-missing", tenant, "client_secret"},
 		{400, "unauthorized_client", []int{700016, 70001}, "application-unknown", tenant, "Enterprise applications"},
 		{401, "invalid_client", []int{7000112}, "application-disabled", tenant, "Enabled for users to sign in"},
@@ -56,6 +52,19 @@ func TestEveryNumber(t *testing.T) {
 		{400, "invalid_request", []int{50194, 9001023}, "endpoint-wrong", tenant, "not common"},
 		{400, "invalid_request", []int{0}, "request-malformed", tenant, "authority"},
 		{400, "invalid_grant", []int{0}, "sign-in-needed", sender, "Sign-in logs"},
+		{400, "invalid_request", []int{90094, 90095, 90093, 900941}, "admin-consent-needed", tenant, "admin-consent link"},
+		{400, "invalid_request", []int{50011, 500112, 500113, 900971}, "redirect-mismatch", tenant, "platform > Web"},
+		{401, "invalid_client", []int{700025}, "credential-unwanted", tenant, "Take the credential out"},
+		{401, "invalid_client", []int{70021, 700211, 700212, 700213, 700021, 700022}, "federation-unknown", tenant, "Federated credentials"},
+		{405, "invalid_request", []int{900561}, "method-refused", tenant, "proxy"},
+		{400, "invalid_grant", []int{50105}, "user-not-assigned", sender, "Users and groups"},
+		{400, "invalid_grant", []int{50020, 51004}, "foreign-account", sender, "private window"},
+		{400, "invalid_grant", []int{54005}, "code-redeemed", sender, "again"},
+		{400, "invalid_grant", []int{50147, 50148, 501481}, "pkce-mismatch", sender, "one browser window"},
+		{400, "access_denied", []int{65004, 0}, "consent-denied", sender, "accept what is asked"},
+		{400, "authorization_declined", []int{0}, "consent-denied", sender, "accept what is asked"},
+		{400, "expired_token", []int{70019, 70020, 0}, "device-code-expired", sender, "new code"},
+		{400, "bad_verification_code", []int{0}, "device-code-expired", sender, "new code"},
 		{418, "teapot", []int{1}, "unknown-token-error", retry, ""},
 	}
 	seen, numbers := map[string]bool{}, map[int]bool{}
@@ -72,14 +81,17 @@ func TestEveryNumber(t *testing.T) {
 					if !strings.Contains(e.Advice, tt.advice) || tt.advice == "" && e.Advice != "" {
 						t.Errorf("got advice %q, want …%q…", e.Advice, tt.advice)
 					}
-					if e.Temporary() != temporaryAction(tt.action) {
+					if e.Temporary() != catalogue.TemporaryAction(tt.action) {
 						t.Errorf("code %d does not go with %v", e.Code, e.Action)
 					}
 				})
 			})
 		}
 	}
-	for _, r := range builtin() {
+	for _, r := range catalogue.Builtin() {
+		if r.Person {
+			continue // TestPersonsRefusals
+		}
 		if !seen[r.Name] {
 			t.Errorf("no refusal for rule %s", r.Name)
 		}
@@ -88,22 +100,6 @@ func TestEveryNumber(t *testing.T) {
 				t.Errorf("no refusal with AADSTS%d", n)
 			}
 		}
-	}
-}
-
-func TestBuiltinRules(t *testing.T) {
-	all := builtin()
-	for i, r := range all {
-		r.check(func(field, problem string) { t.Errorf("%s: %s %s", r.Name, field, problem) }, r.Name == unknownRule)
-		if r.Text == "" || r.Cause == "" || !temporaryAction(r.Action) && r.Advice == "" {
-			t.Errorf("%s: text, cause or advice is missing", r.Name)
-		}
-		if i > 0 && r.Name != all[i-1].Name && slices.ContainsFunc(all[:i], func(o Rule) bool { return o.Name == r.Name }) {
-			t.Errorf("%s is torn apart", r.Name)
-		}
-	}
-	if last := all[len(all)-1]; last.matches() || last.Action != status.Retry {
-		t.Errorf("the last rule is %+v: the unknown is temporary", last)
 	}
 }
 
@@ -122,11 +118,11 @@ func TestOperatorsRules(t *testing.T) {
 		action status.Action
 		text   string
 	}{
-		{407, "", "", "proxy", status.BackOffTenant, noToken},
+		{407, "", "", "proxy", status.BackOffTenant, "Entra ID gave no access token"},
 		{400, "interaction_required", "53003", "conditional-access", status.ParkTenant, "Conditional Access"},
 		{400, "x", "99", "scope-unknown", status.Retry, "scope"},
 		{400, "x", "70011", "unknown-token-error", status.BackOffTenant, "four"},
-		{302, "", "", "unknown-token-error", status.Retry, noToken},
+		{302, "", "", "unknown-token-error", status.Retry, "Entra ID gave no access token"},
 	}
 	for _, tt := range tests {
 		within(t, func(_ int, w http.ResponseWriter) { refuse(w, tt.http, tt.error, tt.codes) }, func(t *testing.T, r *rig) {
@@ -151,71 +147,5 @@ func TestOperatorsRules(t *testing.T) {
 				t.Errorf("a refused change changed %s to %s", tt.rule, e.Rule)
 			}
 		})
-	}
-}
-
-func TestRulesRefused(t *testing.T) {
-	tests := []struct {
-		field  string
-		change func(*Rule)
-	}{
-		{"name", func(r *Rule) { r.Name = "" }},
-		{"name", func(r *Rule) { r.Name = "A b" }},
-		{"http", func(r *Rule) { r.HTTP = 200 }},
-		{"http", func(r *Rule) { r.HTTP = 6 }},
-		{"error", func(r *Rule) { r.Errors = []string{"Invalid Client"} }},
-		{"error", func(r *Rule) { r.Errors = []string{""} }},
-		{"aadsts", func(r *Rule) { r.Codes = []int{-1} }},
-		{"aadsts", func(r *Rule) { r.HTTP = 0 }},
-		{"action", func(r *Rule) { r.Action = status.Fail }}, // no message is at fault for a token
-		{"action", func(r *Rule) { r.Action = status.Split }},
-		{"action", func(r *Rule) { r.Action = status.HoldSender }},
-		{"wait", func(r *Rule) { r.Hold = -1 }},
-		{"wait", func(r *Rule) { r.Hold = 25 * time.Hour }},
-	}
-	for _, tt := range tests {
-		r := Rule{Name: "x", HTTP: 400}
-		tt.change(&r)
-		_, err := rules([]Rule{{Name: "fine", HTTP: 4}, r})
-		e, ok := errors.AsType[*FieldError](err)
-		if !ok || e.Field != tt.field || e.Index != 1 || e.Name != r.Name || !strings.Contains(err.Error(), "token rule 2") {
-			t.Errorf("%+v: got %v, want %s", r, err, tt.field)
-		}
-	}
-	if _, err := rules([]Rule{{Name: "x", HTTP: 4}, {Name: "x", HTTP: 5}}); err == nil {
-		t.Error("accepted one name for two rules")
-	}
-	if _, err := New(Options{Rules: []Rule{{Name: "x"}}}); err == nil {
-		t.Error("New took a bad rule")
-	}
-}
-
-var update = flag.Bool("update", false, "rewrite docs/token-refusals.md")
-
-// TestPage: docs/token-refusals.md is what Markdown writes.
-func TestPage(t *testing.T) {
-	const path = "../../docs/token-refusals.md"
-	var b bytes.Buffer
-	if err := Markdown(&b); err != nil {
-		t.Fatal(err)
-	}
-	if *update {
-		if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil || !bytes.Equal(b.Bytes(), want) {
-		t.Errorf("docs/token-refusals.md is stale (%v): go test ./pkg/entra -run TestPage -update", err)
-	}
-	for _, r := range builtin() {
-		if !bytes.Contains(b.Bytes(), []byte("| `"+r.Name+"`")) || r.does() == "" || r.says() == "" {
-			t.Errorf("%s is not on the page, or without words", r.Name)
-		}
-	}
-	for line := range strings.Lines(b.String()) {
-		if strings.HasPrefix(line, "|") && strings.Count(strings.ReplaceAll(line, `\|`, ""), "|") != 6 {
-			t.Errorf("not five columns: %s", line)
-		}
 	}
 }

@@ -2,19 +2,14 @@ package entra
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"math/rand/v2"
-	"net/http"
-	"net/url"
-	"strings"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/oauth2"
-	"golang.org/x/oauth2/clientcredentials"
 
+	"relayd/pkg/entra/catalogue"
 	"relayd/pkg/status"
 )
 
@@ -31,93 +26,108 @@ const (
 )
 
 // After a failed request no other is made for a while: what Retry-After says, or 1 s, doubled with each temporary
-// failure up to a minute; 30 s after a refusal, so that a cure shows soon.
+// failure up to a minute; 30 s after a refusal, so that a cure shows soon. What the record alone says is looked up again
+// after recheck, since that asks nothing of Entra ID.
 const (
 	firstHold         = time.Second
 	maxHold           = time.Minute
 	refusedHold       = 30 * time.Second
-	maxRetryAfter     = time.Hour
+	recheck           = time.Second
 	refusalsPerMinute = 30
 )
 
-// source is one tenant's token.
+// source is one token: a tenant's own, or that of a mailbox.
 type source struct {
-	name   string
+	reg    *registration
 	tokens *Tokens
-	tenant Tenant
-	client *http.Client
+	login  string // empty: the application's own
+	record string // its name
 
-	mu       sync.Mutex // guards what follows
-	secret   func() (string, error)
+	mu       sync.Mutex    // guards what follows
 	token    *oauth2.Token // the newest; nil before the first
 	renew    time.Time     // when token is to be renewed
+	fetched  time.Time     // when token came
+	asked    time.Time     // when a caller last wanted it
 	request  *request      // under way; nil: none
 	err      *status.Error // of the last request; nil: it succeeded
+	gone     bool          // err says what the record says
 	hold     time.Time     // no request before
 	failures int           // temporary ones in a row
 	minute   time.Time     // when refusals was last zero
 	refusals int           // requests made because Exchange Online refused a token
 }
 
-// request is one call of the token endpoint, shared by all who wait for it.
+// request is one way to a token, shared by all who wait for it.
 type request struct {
 	done  chan struct{} // closed when token or err is set
 	token *oauth2.Token
 	err   *status.Error
+	again bool // the grant was replaced meanwhile: neither token nor err counts
 }
 
-// same reports whether a token of o serves as one of s.
-func (s *source) same(o *source) bool {
-	a, b := s.tenant, o.tenant
-	return a.TenantID == b.TenantID && a.ClientID == b.ClientID && a.Authority == b.Authority && a.Scope == b.Scope &&
-		a.RootCAs.Equal(b.RootCAs) && sameURL(a.Proxy, b.Proxy)
-}
-
-func sameURL(a, b *url.URL) bool {
-	return a == b || a != nil && b != nil && a.String() == b.String()
-}
-
-func (s *source) setSecret(secret func() (string, error)) {
+// release lets the next caller ask at once.
+func (s *source) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.secret = secret
-	s.hold, s.err, s.failures = time.Time{}, nil, 0 // the reload may be the cure: what the old secret was told is no news
+	s.hold, s.err, s.failures = time.Time{}, nil, 0
+}
+
+// reset forgets all that came of the grant that has been replaced. Whoever waits for a request under way begins anew.
+func (s *source) reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.token, s.request, s.hold, s.err, s.failures = nil, nil, time.Time{}, nil, 0
 }
 
 // get returns a usable token other than refused, fetching one where needed.
 func (s *source) get(ctx context.Context, refused string) (*oauth2.Token, error) {
-	s.mu.Lock()
-	now := time.Now()
-	usable := s.token != nil && now.Before(s.token.Expiry.Add(-margin))
-	if usable && s.token.AccessToken != refused {
-		defer s.mu.Unlock()
-		if s.request == nil && !now.Before(s.renew) && !now.Before(s.hold) {
-			s.begin()
-		}
-		return s.token, nil
-	}
-	r := s.request
-	if r == nil {
-		if now.Before(s.hold) {
+	for {
+		s.mu.Lock()
+		now := time.Now()
+		s.asked = now
+		usable := s.token != nil && now.Before(s.token.Expiry.Add(-margin))
+		if usable && s.token.AccessToken != refused {
 			defer s.mu.Unlock()
-			return nil, s.err
-		}
-		if usable && !s.chargeRefusal(now) {
-			defer s.mu.Unlock()
+			if s.request == nil && !now.Before(s.renew) && !now.Before(s.hold) {
+				s.begin(s.unwanted(refused))
+			}
 			return s.token, nil
 		}
-		r = s.begin()
+		r := s.request
+		if r == nil {
+			if now.Before(s.hold) {
+				defer s.mu.Unlock()
+				return nil, s.err
+			}
+			if usable && !s.chargeRefusal(now) {
+				defer s.mu.Unlock()
+				return s.token, nil
+			}
+			r = s.begin(s.unwanted(refused))
+		}
+		s.mu.Unlock()
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			return nil, catalogue.Temporary("no access token in time", ctx.Err())
+		}
+		switch {
+		case r.again && ctx.Err() == nil:
+		case r.err != nil:
+			return nil, r.err
+		default:
+			return r.token, nil
+		}
 	}
-	s.mu.Unlock()
-	select {
-	case <-r.done:
-	case <-ctx.Done():
-		return nil, temporary("no access token in time", ctx.Err())
+}
+
+// unwanted is what a new token is wanted in place of: the present one, and the one that was refused. s.mu is held.
+func (s *source) unwanted(refused string) want {
+	w := want{refused: refused}
+	if s.token != nil {
+		w.present = s.token.AccessToken
 	}
-	if r.err != nil {
-		return nil, r.err
-	}
-	return r.token, nil
+	return w
 }
 
 // chargeRefusal counts a request that a refusal causes, and reports whether this minute has one left. s.mu is held.
@@ -130,11 +140,10 @@ func (s *source) chargeRefusal(now time.Time) bool {
 }
 
 // begin starts a request. s.mu is held and no other is under way.
-func (s *source) begin() *request {
+func (s *source) begin(w want) *request {
 	r := &request{done: make(chan struct{})}
-	secret := s.secret
-	if !s.tokens.start(func() { s.fetch(r, secret) }) {
-		r.err = temporary("shutting down", nil)
+	if !s.tokens.start(func() { s.fetch(r, w) }) {
+		r.err = shuttingDown()
 		close(r.done)
 		return r
 	}
@@ -142,25 +151,39 @@ func (s *source) begin() *request {
 	return r
 }
 
-// fetch makes the request and notes how it went.
-func (s *source) fetch(r *request, secret func() (string, error)) {
-	var hold time.Duration
-	r.token, hold, r.err = s.ask(secret)
+func shuttingDown() *status.Error { return catalogue.Temporary("shutting down", nil) }
+
+// superseded reports whether nobody is to learn what becomes of r.
+func (s *source) superseded(r *request) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.request != r
+}
+
+// fetch gets a token and notes how it went.
+func (s *source) fetch(r *request, w want) {
+	got := s.obtain(r, w)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer close(r.done)
-	now := time.Now()
-	s.request, s.err = nil, r.err
-	if r.err == nil {
-		s.token, s.failures = r.token, 0
-		s.renew = renewal(now, r.token.Expiry)
-		s.tokens.metrics.fetched(s.name, resultOK, r.token.Expiry)
+	if s.request != r {
+		r.again = true
 		return
 	}
-	result := resultRefused
-	if temporaryAction(r.err.Action) {
-		result = resultTemporary
+	now := time.Now()
+	r.token, r.err = got.token, got.err
+	s.request, s.err, s.gone = nil, r.err, got.gone
+	if r.err == nil {
+		s.token, s.failures, s.fetched = r.token, 0, now
+		s.renew = renewal(now, r.token.Expiry)
+		if s.login == "" {
+			s.tokens.metrics.current(s.reg.name, r.token.Expiry)
+		}
+		return
+	}
+	hold := got.hold
+	if catalogue.TemporaryAction(r.err.Action) {
 		if hold == 0 {
 			hold = min(firstHold<<min(s.failures, 10), maxHold)
 		}
@@ -169,61 +192,13 @@ func (s *source) fetch(r *request, secret func() (string, error)) {
 		hold = refusedHold
 	}
 	s.hold = now.Add(jitter(hold))
-	s.tokens.metrics.fetched(s.name, result, time.Time{})
+	if got.gone {
+		s.token = nil
+	}
 	if s.token != nil && now.Before(s.token.Expiry.Add(-margin)) { // nobody else may be there to tell
-		s.tokens.options.Logger.Warn("access token not renewed, keeping the old one", zap.String("tenant", s.name),
-			zap.Time("expiry", s.token.Expiry), zap.Error(r.err), zap.NamedError("cause", r.err.Err))
+		s.tokens.options.Logger.Warn("access token not renewed, keeping the old one", zap.String("tenant", s.reg.name),
+			zap.String("login", s.login), zap.Time("expiry", s.token.Expiry), zap.Error(r.err), zap.NamedError("cause", r.err.Err))
 	}
-}
-
-// ask makes one request. hold is what Entra ID asks for before the next one; 0: nothing.
-func (s *source) ask(secret func() (string, error)) (tok *oauth2.Token, hold time.Duration, _ *status.Error) {
-	value, err := secret()
-	if err == nil && value == "" {
-		err = errors.New("it is empty")
-	}
-	if err != nil {
-		return nil, 0, &status.Error{Code: 535, Enhanced: status.Enhanced{5, 7, 8}, Stage: status.StageToken,
-			Action: status.ParkTenant, Text: "the client secret of the sender's tenant cannot be read",
-			Cause: "the client secret cannot be read, or is empty", Advice: "See that what client_secret refers to exists, is not empty and may be read by relayd",
-			Err: fmt.Errorf("read client secret: %w", err)}
-	}
-	config := clientcredentials.Config{
-		ClientID:     s.tenant.ClientID,
-		ClientSecret: value,
-		TokenURL:     s.tenant.Authority + "/" + url.PathEscape(s.tenant.TenantID) + "/oauth2/v2.0/token",
-		Scopes:       []string{s.tenant.Scope},
-		AuthStyle:    oauth2.AuthStyleInParams,
-	}
-	started := time.Now()
-	tok, err = config.Token(context.WithValue(s.tokens.ctx, oauth2.HTTPClient, s.client))
-	if err != nil {
-		e, hold := read(*s.tokens.rules.Load(), err, value, started)
-		return nil, hold, e
-	}
-	if err := check(tok); err != nil {
-		return nil, 0, temporary("Entra ID gave no usable access token", err)
-	}
-	lifetime := tok.Expiry.Sub(started)
-	if tok.Expiry.IsZero() {
-		lifetime = defaultLifetime
-	}
-	tok.Expiry = started.Add(min(lifetime, maxLifetime))
-	s.tokens.options.Logger.Debug("access token fetched", zap.String("tenant", s.name), zap.Time("expiry", tok.Expiry))
-	return tok, 0, nil
-}
-
-// check refuses what could not be sent in XOAUTH2, where a control character would end a field.
-func check(tok *oauth2.Token) error {
-	if !strings.EqualFold(tok.Type(), "Bearer") {
-		return errors.New("token_type is not Bearer")
-	}
-	for i := range len(tok.AccessToken) {
-		if c := tok.AccessToken[i]; c <= ' ' || c >= 0x7f {
-			return errors.New("access_token has characters that no token has")
-		}
-	}
-	return nil
 }
 
 // renewal returns when to renew a token that is fresh now.

@@ -19,6 +19,7 @@ type Grant struct {
 	Refresh  string    `json:"refresh"`
 
 	Access  string    `json:"access,omitempty"` // the newest access token
+	For     string    `json:"for,omitempty"`    // what Access was asked with: authority, directory, application, scope
 	Expires time.Time `json:"expires,omitzero"` // of Access
 	Holder  string    `json:"holder,omitempty"` // node that is renewing it
 	Until   time.Time `json:"until,omitzero"`   // when that node has given up

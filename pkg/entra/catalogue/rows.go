@@ -1,151 +1,16 @@
-package entra
+package catalogue
 
 import (
-	"errors"
-	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"relayd/pkg/status"
 )
 
-// Rule is one line of what relayd knows of Entra ID's refusals. Microsoft tells clients to go by HTTP status and "error",
-// never by the text, and says that the AADSTS numbers change: those only refine. A refusal fits when HTTP, Errors and Codes
-// all do; rules of the same name are ways to say the same.
-type Rule struct {
-	Name   string   // lower-case words joined by "-"
-	HTTP   int      // HTTP status; 4 or 5: any of that class; 0: any
-	Errors []string // values of "error"; nil: any
-	Codes  []int    // one of error_codes, AADSTS without its letters; nil: any
-
-	Action status.Action // retry, back off or park: a token that does not come is no message's fault
-	Hold   time.Duration // before the next request, unless Retry-After says; 0: as the action says
-	Text   string        // for client and operator; empty: a general one
-	Cause  string        // what is wrong, in a sentence for the operator
-	Advice string        // what to change; empty: nothing a person could do
+// Builtin returns relayd's own rules. They are read from the top; the first that fits decides.
+func Builtin() []Rule {
+	return slices.Concat(waiting(), registration(), signIn(), application(), accounts(), person())
 }
-
-// FieldError says what is wrong with a rule of the operator's.
-type FieldError struct {
-	Index   int    // of the rule in what was given, from 0
-	Name    string // of the rule, as given
-	Field   string // "name", "http", "error", "aadsts", "action" or "wait"
-	Problem string // "must be …"
-}
-
-// Error names the rule, the field and the problem.
-func (e *FieldError) Error() string {
-	return fmt.Sprintf("token rule %d (%q): %s %s", e.Index+1, e.Name, e.Field, e.Problem)
-}
-
-const (
-	unknownRule = "unknown-token-error" // the default
-	noToken     = "Entra ID gave no access token"
-	maxHoldRule = 24 * time.Hour
-)
-
-// rules returns relayd's own rules behind those of extra. One of extra that has the name of one of ours takes its place
-// instead: it keeps ours's texts where it has none, and what ours fits where it says nothing of its own about that.
-// Errors are *[FieldError]s, all of them, joined.
-func rules(extra []Rule) ([]Rule, error) {
-	ours := builtin()
-	var first []Rule
-	var errs []error
-	seen := map[string]bool{}
-	for i, r := range extra {
-		fail := func(field, problem string) {
-			errs = append(errs, &FieldError{Index: i, Name: r.Name, Field: field, Problem: problem})
-		}
-		known := slices.ContainsFunc(ours, func(o Rule) bool { return o.Name == r.Name })
-		if seen[r.Name] {
-			fail("name", "is used by two rules")
-		}
-		seen[r.Name] = true
-		r.check(fail, known)
-		if known {
-			ours = override(ours, r)
-			continue
-		}
-		first = append(first, r)
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
-	}
-	return slices.Concat(first, ours), nil
-}
-
-// override puts r in the place of the rules of its name. The default stays behind what takes its place.
-func override(all []Rule, r Rule) []Rule {
-	var out []Rule
-	done := false
-	for _, o := range all {
-		if o.Name != r.Name {
-			out = append(out, o)
-			continue
-		}
-		changed := r
-		changed.Text, changed.Cause, changed.Advice = or(r.Text, o.Text), or(r.Cause, o.Cause), or(r.Advice, o.Advice)
-		switch {
-		case !r.matches():
-			changed.HTTP, changed.Errors, changed.Codes = o.HTTP, o.Errors, o.Codes
-			out = append(out, changed)
-		case !done:
-			out, done = append(out, changed), true
-		}
-		if r.matches() && o.Name == unknownRule {
-			out = append(out, o)
-		}
-	}
-	return out
-}
-
-func or(a, b string) string {
-	if a == "" {
-		return b
-	}
-	return a
-}
-
-func (r *Rule) matches() bool { return r.HTTP != 0 || len(r.Errors) > 0 || len(r.Codes) > 0 }
-
-// check calls fail for each field that cannot stand. known: the rule changes one of ours, so that it need not say what it fits.
-func (r *Rule) check(fail func(field, problem string), known bool) {
-	if r.Name == "" || len(r.Name) > 64 || strings.Trim(r.Name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
-		fail("name", "must be lower-case letters and digits, words joined by \"-\"")
-	}
-	if r.HTTP != 0 && r.HTTP != 4 && r.HTTP != 5 && (r.HTTP < 300 || r.HTTP > 599) {
-		fail("http", "must be an HTTP status from 300 to 599, or 4 or 5 for any of that class")
-	}
-	for _, name := range r.Errors {
-		if name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz_") != "" {
-			fail("error", fmt.Sprintf("must be one of Entra ID's, like invalid_client, not %q", name))
-		}
-	}
-	for _, n := range r.Codes {
-		if n < 1 {
-			fail("aadsts", "must be the digits behind AADSTS")
-		}
-	}
-	if !r.matches() && !known {
-		fail("aadsts", "is missing: http, error or aadsts must say which refusals the rule fits")
-	}
-	if !temporaryAction(r.Action) && r.Action != status.ParkSender && r.Action != status.ParkTenant {
-		fail("action", "must be retry, back off sender, back off tenant, park sender or park tenant: no message is at fault for a token")
-	}
-	if r.Hold < 0 || r.Hold > maxHoldRule {
-		fail("wait", fmt.Sprintf("must be from 0 to %v", maxHoldRule))
-	}
-}
-
-func (r *Rule) fits(code int, name string, numbers []int) bool {
-	return (r.HTTP == 0 || r.HTTP == code || r.HTTP == code/100) &&
-		(len(r.Errors) == 0 || slices.Contains(r.Errors, name)) &&
-		(len(r.Codes) == 0 || slices.ContainsFunc(r.Codes, func(n int) bool { return slices.Contains(numbers, n) }))
-}
-
-// builtin is read from the top; the first that fits decides.
-func builtin() []Rule { return slices.Concat(waiting(), application(), person()) }
 
 // waiting is what passes by itself.
 func waiting() []Rule {
@@ -168,6 +33,83 @@ func waiting() []Rule {
 			Text: "Entra ID is busy", Cause: "Entra ID throttles the application's token requests"},
 		down, named, numbered,
 	}
+}
+
+// registration is how the application is set up in Entra ID, as far as its numbers go before the rest of what
+// application says.
+func registration() []Rule {
+	const (
+		app        = "Entra admin center > App registrations > the application > "
+		federation = app + "Certificates & secrets > Federated credentials: issuer, subject and audience must be exactly those of the token"
+	)
+	list := []Rule{
+		{Name: "admin-consent-needed", Codes: []int{90094, 90095, 90093, 900941},
+			Text:  "an administrator must approve the application first",
+			Cause: "the organisation lets only administrators consent to this application, and none has",
+			Advice: "Have an administrator open the tenant's admin-consent link, or: " + app + "API permissions > Grant admin consent; " +
+				"then sign in again"},
+		{Name: "redirect-mismatch", Codes: []int{50011, 500112, 500113, 900971},
+			Text:  "the redirect URI is not registered with the application",
+			Cause: "the redirect URI that was sent is none of those of the app registration, or of another platform",
+			Advice: app + "Authentication > Add a platform > Web: enter the redirect URI exactly as the tenant's page shows it, with " +
+				"scheme, port and path"},
+		{Name: "credential-unwanted", Codes: []int{700025},
+			Text:  "the application is a public client and takes no credential",
+			Cause: "a credential is configured, but the application is registered as a public client",
+			Advice: "Take the credential out of the tenant, or register the redirect URI under the platform Web in place of Mobile and desktop: " +
+				app + "Authentication"},
+		{Name: "federation-unknown", Codes: []int{70021, 700211, 700212, 700213, 700021, 700022},
+			Text:   "the application does not trust the federated token",
+			Cause:  "no federated credential of the application fits issuer, subject and audience of the token, or the issuer's keys cannot be read",
+			Advice: federation},
+		{Name: "method-refused", Codes: []int{900561},
+			Text:   "Entra ID got a GET where only POST will do",
+			Cause:  "something on the way turned the request into a GET, as a redirect does, or somebody opened the address in a browser",
+			Advice: "Correct authority and proxy of the tenant; begin a sign-in from its page, never from a bookmark"},
+	}
+	for i := range list {
+		list[i].Action = status.ParkTenant
+	}
+	return list
+}
+
+// signIn is what goes wrong while a person signs in or consents.
+func signIn() []Rule {
+	const again = "Begin the sign-in again"
+	denied := Rule{Name: "consent-denied", Text: "the consent was declined",
+		Cause:  "whoever signed in chose not to allow the application to send mail",
+		Advice: again + ", and accept what is asked; without SMTP.Send nothing can be sent by this mailbox"}
+	deniedNamed := denied
+	denied.Codes, deniedNamed.Errors = []int{65004}, []string{"access_denied", "authorization_declined"}
+	needed := Rule{Name: "consent-needed", Person: true, Ends: true, Text: "consent to send as this mailbox is missing or was withdrawn",
+		Cause: "nobody has consented to SMTP.Send for this mailbox, or the consent was withdrawn",
+		Advice: "Sign in as the sender and consent again; if Entra ID wants an administrator for that, have one open the tenant's " +
+			"admin-consent link first"}
+	neededNamed := needed
+	needed.Codes, neededNamed.Errors = []int{65001}, []string{"consent_required"}
+	lost := Rule{Name: "device-code-expired", Text: "the device code has expired",
+		Cause: "nobody signed in with the code within its time, or the code is not one of Entra ID's", Advice: again + ", and enter the new code"}
+	lostNamed := lost
+	lost.Codes, lostNamed.Errors = []int{70019, 70020}, []string{"expired_token", "bad_verification_code"}
+	list := []Rule{
+		{Name: "user-not-assigned", Codes: []int{50105}, Text: "the account is not assigned to the application",
+			Cause: "the application admits only assigned users, and this account is none",
+			Advice: "Entra admin center > Enterprise applications > the application > Users and groups: add the account; or Properties > " +
+				"Assignment required: No"},
+		{Name: "foreign-account", Codes: []int{50020, 51004}, Text: "the account belongs to another organisation",
+			Cause:  "the account that signed in is not in the tenant",
+			Advice: "Sign out at Microsoft, or use a private window, and sign in as the mailbox itself; compare tenant_id with the mailbox's tenant"},
+		{Name: "code-redeemed", Codes: []int{54005}, Text: "the sign-in was already used",
+			Cause: "the authorization code was redeemed before: the page was loaded twice, or somebody else has used it", Advice: again},
+		{Name: "pkce-mismatch", Codes: []int{50147, 50148, 501481}, Text: "the sign-in does not belong to this relay's request",
+			Cause:  "the proof key (PKCE) does not fit the authorization code: another sign-in was begun meanwhile, or the code is not ours",
+			Advice: again + " in one browser window; if it happens each time, report it as a fault of relayd"},
+		denied, deniedNamed, needed, neededNamed, lost, lostNamed,
+	}
+	for i := range list {
+		list[i].Action = status.ParkSender
+	}
+	return list
 }
 
 // application is about the app registration, and so about every sender that uses it.
@@ -195,7 +137,7 @@ func application() []Rule {
 	scope.Errors, scopeNumbered.Codes = []string{"invalid_scope", "invalid_resource", "invalid_target"}, []int{500011, 70011, 28002}
 	consent := Rule{Name: "consent-missing", Text: consentText, Cause: "nobody has consented to what the application asks for, or it asks for nothing of Exchange Online", Advice: consentAdvice}
 	consentNumbered := consent
-	consent.Errors, consentNumbered.Codes = []string{"consent_required"}, []int{65001, 65004, 90094, 650056, 650057}
+	consent.Errors, consentNumbered.Codes = []string{"consent_required"}, []int{65001, 650056, 650057}
 	list := []Rule{
 		{Name: "application-unknown", Codes: []int{700016, 70001},
 			Text:   "the application is unknown to the tenant or disabled: check client_id and tenant_id, and Enterprise applications",
@@ -209,14 +151,18 @@ func application() []Rule {
 			Text:  "the client secret has expired: create a new one (App registrations, Certificates & secrets) and configure it",
 			Cause: "the client secret has expired", Advice: newSecret},
 		{Name: "secret-wrong", Codes: []int{7000215},
-			Text:   "the client secret is wrong: configure the secret's value, not its ID (App registrations, Certificates & secrets)",
-			Cause:  "the client secret is wrong: often its ID was configured in place of its value, or it belongs to another application",
-			Advice: newSecret},
-		{Name: "assertion-refused", Codes: []int{700027, 700030}, Text: secretText,
+			Text:  "the client secret is wrong: configure the secret's value, not its ID (App registrations, Certificates & secrets)",
+			Cause: "the client secret is wrong: often its ID was configured in place of its value, or it belongs to another application",
+			Advice: "Was the Secret ID pasted instead of the Value? The portal shows the Value once, when the secret is made. If it is " +
+				"gone: " + newSecret},
+		{Name: "assertion-refused", Codes: []int{700027, 700030, 700023, 700024}, Text: "Entra ID refused the client assertion: check certificate and clock",
 			Cause:  "Entra ID refuses the client assertion: the certificate is not the one registered, has expired, or the clock is wrong",
 			Advice: secrets + "upload the certificate that is configured, and compare thumbprint and dates; check this machine's clock"},
 		{Name: "credential-missing", Codes: []int{7000218}, Text: secretText,
-			Cause: "the request had neither a client secret nor a client assertion", Advice: newSecret},
+
+			Cause: "the request had neither a client secret nor a client assertion, and the application is not a public client",
+			Advice: "Configure a client_secret (" + newSecret + "), or make it a public client: " + registrations +
+				"Authentication > Allow public client flows: Yes"},
 		{Name: "credential-refused", Codes: []int{70002}, Text: secretText, Cause: "Entra ID refuses the application's credential", Advice: newSecret},
 		{Name: "credential-refused", Errors: []string{"invalid_client"}, Text: secretText,
 			Cause: "Entra ID refuses the application's credential", Advice: newSecret},
@@ -236,7 +182,7 @@ func application() []Rule {
 	for i := range list {
 		list[i] = park(list[i])
 	}
-	return append(list, accounts()...)
+	return list
 }
 
 // accounts is what the AADSTS numbers say of the mailbox's own account.
@@ -245,11 +191,16 @@ func accounts() []Rule {
 	user := func(name string, cause, advice string, codes ...int) Rule {
 		return Rule{Name: name, Codes: codes, Action: status.ParkSender, Text: text, Cause: cause, Advice: advice}
 	}
+	ends := func(name string, cause, advice string, codes ...int) Rule {
+		r := user(name, cause, advice, codes...)
+		r.Ends = true
+		return r
+	}
 	const users = "Entra admin center > Users > the account: "
 	return []Rule{
-		user("refresh-token-gone", "the sender's refresh token has expired or was revoked",
+		ends("refresh-token-gone", "the sender's refresh token has expired or was revoked",
 			"Sign in as the sender and consent again", 700082, 70008, 70043, 50089, 50173, 70000),
-		user("mfa-required", "Entra ID wants a second factor of the sender",
+		ends("mfa-required", "Entra ID wants a second factor of the sender",
 			"Sign in as the sender and consent again, with the second factor", 50076, 50078, 50079, 50074),
 		user("conditional-access", "a Conditional Access policy forbids the sign-in",
 			"Entra admin center > Sign-in logs: find the sign-in and the policy that failed it; Protection > Conditional Access: "+
@@ -275,7 +226,7 @@ func person() []Rule {
 			Text:   "Entra ID does not understand the request: check tenant_id, client_id, cloud and authority",
 			Cause:  "Entra ID does not understand the request",
 			Advice: "Correct tenant_id, client_id, cloud and authority of the tenant; see that no proxy changes the request"},
-		{Name: "sign-in-needed", Errors: []string{"invalid_grant", "interaction_required", "login_required", "access_denied"}, Action: status.ParkSender,
+		{Name: "sign-in-needed", Errors: []string{"invalid_grant", "interaction_required", "login_required"}, Action: status.ParkSender, Ends: true,
 			Text:   "Entra ID wants a person to sign in or to consent again, or a Conditional Access policy forbids the sign-in",
 			Cause:  "Entra ID wants a person to sign in or to consent again, or a policy forbids the sign-in",
 			Advice: "Entra admin center > Sign-in logs: find the sign-in and why it failed; sign in as the sender and consent again where it is the sender's token"},

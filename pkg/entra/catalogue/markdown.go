@@ -1,4 +1,4 @@
-package entra
+package catalogue
 
 import (
 	"bufio"
@@ -15,14 +15,14 @@ func Markdown(w io.Writer) error {
 	b := bufio.NewWriter(w) // keeps the first error for Flush
 	fmt.Fprint(b, `# What relayd makes of Entra ID's refusals
 
-Generated from pkg/entra; do not edit. The rules are asked from the top, the first that fits decides, and its name stands in the
+Generated from pkg/entra/catalogue; do not edit. The rules are asked from the top, the first that fits decides, and its name stands in the
 log and in the message's history. `+"`replies`"+` in the configuration, with `+"`stage: token`"+`, adds rules, which are asked before these, or
 changes one by its name.
 
 | Rule | Entra ID says | relayd does | Cause | Cure |
 |---|---|---|---|---|
 `)
-	all := builtin()
+	all := Builtin()
 	for i := 0; i < len(all); {
 		r := all[i]
 		var says []string
@@ -51,7 +51,11 @@ func (r *Rule) says() string {
 	if len(r.Codes) > 0 {
 		words = append(words, "AADSTS "+strings.Trim(strings.Join(strings.Fields(fmt.Sprint(slices.Sorted(slices.Values(r.Codes)))), ", "), "[]"))
 	}
-	return strings.Join(words, " with ")
+	said := strings.Join(words, " with ")
+	if r.Person {
+		said += " to a sign-in or refresh token"
+	}
+	return said
 }
 
 // does returns in words what relayd does about it, and for whom.
@@ -63,6 +67,9 @@ func (r *Rule) does() string {
 		status.ParkSender:    "parks the sender: its mail waits for a person",
 		status.ParkTenant:    "parks the tenant: all its mail waits for a person",
 	}[r.Action]
+	if r.Ends {
+		s += "; a refresh token is given up"
+	}
 	if r.Hold > 0 {
 		s += fmt.Sprintf("; no request for %.0f min", r.Hold.Minutes())
 	}
