@@ -145,6 +145,34 @@ func TestLostAnswer(t *testing.T) {
 	want(t, k, "a", "another's")
 }
 
+// deaf is a JetStream that answers no publish.
+type deaf struct{ jetstream.JetStream }
+
+func (deaf) Publish(context.Context, string, []byte, ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	return nil, context.DeadlineExceeded
+}
+
+// TestFault: a server that takes no writes is reported, since it never will again.
+func TestFault(t *testing.T) {
+	r := newRig(t, t.TempDir())
+	r.open(keyA)
+	opts := r.options(&Bucket{js: deaf{r.bucket.js}, stream: r.bucket.stream}, keyA)
+	faults := 0
+	opts.Fault = func(err error) { faults++ }
+	v, err := Open(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := v.Kind("grant").Put(t.Context(), "a", nil, 0); n != 0 || !errors.Is(err, ErrUnavailable) || faults != 1 {
+		t.Errorf("got %d, %v, %d faults, want one", n, err, faults)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := v.Kind("grant").Put(ctx, "a", nil, 0); err == nil || faults != 1 {
+		t.Errorf("the caller gave up: got %v, %d faults", err, faults)
+	}
+}
+
 // TestDamageOnTheDisk: whatever a bad disk does to a block while the server runs, no wrong secret comes out, it is not taken
 // for an empty place, and the name can be used again.
 func TestDamageOnTheDisk(t *testing.T) {

@@ -3,6 +3,8 @@ package vault
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,24 +98,53 @@ func TestKeyMadeTwiceAtOnce(t *testing.T) {
 	}
 }
 
+const samplePlace = "grant.0123456789abcdef0123456789abcdef"
+
+// sample is a record of version 1, sealed with keyA: name a@contoso.com, data secret.
+func sample(t testing.TB) []byte {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", "record-v1.hex"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func ringOf(t testing.TB, key string) *keyring {
+	t.Helper()
+	k, err := newMasterKey([]byte(key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &keyring{k, map[keyID]*masterKey{k.id: k}}
+}
+
+// TestSampleOfVersion1: what this version stored, every later one opens.
+func TestSampleOfVersion1(t *testing.T) {
+	r, err := ringOf(t, keyA).open(samplePlace, sample(t))
+	if err != nil || r.name != "a@contoso.com" || string(r.data) != "secret" || r.kind != typeRecord {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	for _, place := range []string{"tenant" + samplePlace[5:], samplePlace[:len(samplePlace)-1] + "0", ""} {
+		if r, err := ringOf(t, keyA).open(place, sample(t)); !errors.Is(err, ErrDamaged) {
+			t.Errorf("at %q: got %+v, %v", place, r, err)
+		}
+	}
+}
+
 func FuzzOpenRecord(f *testing.F) {
-	k, err := newMasterKey([]byte(keyA))
-	if err != nil {
-		f.Fatal(err)
-	}
-	ring := &keyring{k, map[keyID]*masterKey{k.id: k}}
-	const place = "grant.0123456789abcdef"
-	sealed, err := ring.seal(place, typeRecord, "a@contoso.com", []byte("secret"))
-	if err != nil {
-		f.Fatal(err)
-	}
+	ring, sealed := ringOf(f, keyA), sample(f)
 	f.Add([]byte{})
 	f.Add([]byte{1})
 	f.Add(sealed)
 	f.Add(sealed[:headBytes+tagBytes])
 	f.Add(bytes.Repeat([]byte{1}, headBytes+tagBytes+1))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		r, err := ring.open(place, data)
+		r, err := ring.open(samplePlace, data)
 		if err == nil && !bytes.Equal(data, sealed) {
 			t.Errorf("opened %+v from octets nobody sealed", r)
 		}

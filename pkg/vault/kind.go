@@ -57,6 +57,9 @@ func (k *Kind) Put(ctx context.Context, name string, data []byte, revision uint6
 	}
 	next, err := k.v.store().Put(ctx, place, sealed, revision)
 	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && k.v.opts.Fault != nil {
+			k.v.opts.Fault(err)
+		}
 		return 0, unavailable("store a record of kind "+k.name, err)
 	}
 	return next, nil

@@ -242,11 +242,7 @@ func TestOneRecordOfALostKey(t *testing.T) {
 // foreign puts a record where v has that name, sealed with another key.
 func (r *rig) foreign(v *Vault, key, kind, name string) {
 	r.t.Helper()
-	k, err := newMasterKey([]byte(key))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	ring := &keyring{k, map[keyID]*masterKey{k.id: k}}
+	ring := ringOf(r.t, key)
 	place := v.place(kind, name)
 	sealed, err := ring.seal(place, typeRecord, name, []byte("foreign"))
 	if err == nil {
