@@ -64,4 +64,4 @@ func (b *Bars) SVG() template.HTML {
 	return template.HTML(s.String()) //nolint:gosec // texts are escaped, the rest are numbers
 }
 
-func decimal(f float64) string { return strconv.FormatFloat(f, 'f', -1, 32) }
+func decimal(f float64) string { return strconv.FormatFloat(f, 'f', 2, 64) }

@@ -24,6 +24,7 @@ type Field struct {
 	Value        string // what stands in it; of a checkbox: not empty is ticked
 	Mistake      string // what is wrong with it, a sentence
 	Required     bool
+	Plain        bool     // "(optional)" is not said beside it: in a form where nothing is required
 	Choices      []Choice // of a select, or proposals for a text
 	Autocomplete string   // empty: off
 	Placeholder  string   // an example, never the only hint

@@ -16,7 +16,7 @@ func Page(t testing.TB, text string) {
 	root := parse(t, text)
 	for _, want := range []string{"html[lang]", "title", "h1", "main", "header"} {
 		name, attribute, _ := strings.Cut(strings.TrimSuffix(want, "]"), "[")
-		found := all(root, func(n *html.Node) bool { return n.Data == name })
+		found := all(root, func(n *html.Node) bool { return n.Data == name && n.Namespace == "" })
 		if len(found) != 1 {
 			t.Errorf("%d elements %s, want 1", len(found), name)
 		} else if attribute != "" && get(found[0], attribute) == "" {
