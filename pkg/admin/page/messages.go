@@ -75,12 +75,12 @@ func readSearch(values url.Values) *search {
 	if q.MessageID != "" && strings.Trim(q.MessageID, "<> \t") == "" {
 		wrong("message_id", "messages.mistake.messageid")
 	}
-	any, ok := anywhere(q, s.Value("q"))
+	queries, ok := anywhere(q, s.Value("q"))
 	if !ok {
 		wrong("q", "messages.mistake.search")
 	}
 	if s.Take(mistakes); len(mistakes) == 0 {
-		s.queries = any
+		s.queries = queries
 	}
 	return s
 }
@@ -243,7 +243,7 @@ func mayHelp(state envelope.State) []string {
 	}
 }
 
-// get is one message's line of a listing.
+// summary is one message's line of a listing.
 func (p *page) summary(ctx context.Context, id envelope.ID) (envelope.Summary, error) {
 	found, err := p.messages.List(ctx, envelope.Query{ID: id, Limit: 1})
 	if err == nil && len(found) == 0 {

@@ -267,6 +267,7 @@ func stripped(source string) string {
 			} else if breaks(tag) && tag != "br" {
 				b.WriteByte('\n')
 			}
+		default: // comments say nothing
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"html/template"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -198,16 +199,13 @@ func integer(n any) (int64, error) {
 
 // dict makes a map of keys and values, for templates that take more than one.
 func dict(pairs ...any) (map[string]any, error) {
-	if len(pairs)%2 != 0 {
-		return nil, errors.New("dict: a key without a value")
-	}
 	m := map[string]any{}
-	for i := 0; i < len(pairs); i += 2 {
-		key, ok := pairs[i].(string)
-		if !ok {
-			return nil, errors.New("dict: a key that is no string")
+	for pair := range slices.Chunk(pairs, 2) {
+		key, ok := pair[0].(string)
+		if !ok || len(pair) < 2 {
+			return nil, errors.New("dict: a key that is no string, or has no value")
 		}
-		m[key] = pairs[i+1]
+		m[key] = pair[1]
 	}
 	return m, nil
 }

@@ -188,6 +188,7 @@ func balanced(text string) error {
 				return fmt.Errorf("</%s> closes %v", tag, open)
 			}
 			open = open[:len(open)-1]
+		default: // neither opens nor closes
 		}
 	}
 }
