@@ -60,7 +60,7 @@ func (p *Reader) Tenant(in *console.TenantInput) Result {
 	in.TenantID, in.ClientID = bare(in.TenantID), bare(in.ClientID)
 	in.CredentialExpires = p.date(in.CredentialExpires)
 	if in.Name == "new" { // /tenants/new is the form
-		r.mistake("name", "paste.tenant.new")
+		r.mistake("name", "enrol.paste.tenant.new")
 	}
 	p.tenantID(in, &r)
 	p.clientID(in, &r)
@@ -74,15 +74,15 @@ func (p *Reader) tenantID(in *console.TenantInput, r *Result) {
 	guid := p.forms.guidIn.FindString(id)
 	switch lower := strings.ToLower(id); {
 	case strings.Contains(id, "/") && guid != "":
-		r.mistake(field, "paste.tenant.url_guid", guid)
+		r.mistake(field, "enrol.paste.tenant.url_guid", guid)
 	case strings.Contains(id, "/"):
-		r.mistake(field, "paste.tenant.url")
+		r.mistake(field, "enrol.paste.tenant.url")
 	case strings.Contains(id, "@"):
-		r.mistake(field, "paste.tenant.address", id[strings.LastIndexByte(id, '@')+1:])
+		r.mistake(field, "enrol.paste.tenant.address", id[strings.LastIndexByte(id, '@')+1:])
 	case lower == "common" || lower == "organizations" || lower == "consumers":
-		r.mistake(field, "paste.tenant.shared", lower)
+		r.mistake(field, "enrol.paste.tenant.shared", lower)
 	case id != "" && strings.EqualFold(id, in.ClientID):
-		r.mistake(field, "paste.tenant.client")
+		r.mistake(field, "enrol.paste.tenant.client")
 	case p.forms.guid.MatchString(id):
 		in.TenantID = lower
 	}
@@ -96,11 +96,11 @@ func (p *Reader) clientID(in *console.TenantInput, r *Result) {
 	case p.forms.guid.MatchString(id):
 		in.ClientID = strings.ToLower(id)
 	case strings.Contains(id, "/"):
-		r.mistake(field, "paste.client.url")
+		r.mistake(field, "enrol.paste.client.url")
 	case strings.Contains(id, "~"): // the values Entra ID makes have one; no id or name has
-		r.mistake(field, "paste.client.secret")
+		r.mistake(field, "enrol.paste.client.secret")
 	default:
-		r.mistake(field, "paste.client.form")
+		r.mistake(field, "enrol.paste.client.form")
 	}
 }
 
@@ -110,27 +110,27 @@ func (p *Reader) secret(in *console.TenantInput, r *Result) {
 	value := trim(in.ClientSecret)
 	if value == "" {
 		if in.ClientSecret != "" {
-			r.note(field, "paste.secret.blank")
+			r.note(field, "enrol.paste.secret.blank")
 		}
 		in.ClientSecret = ""
 		return
 	}
 	if value != in.ClientSecret {
-		r.note(field, "paste.secret.trimmed")
+		r.note(field, "enrol.paste.secret.trimmed")
 	}
 	in.ClientSecret = value
 	switch {
 	case isReference(value):
 	case p.forms.guid.MatchString(value) && strings.EqualFold(value, in.ClientID):
-		r.mistake(field, "paste.secret.client")
+		r.mistake(field, "enrol.paste.secret.client")
 	case p.forms.guid.MatchString(value):
-		r.mistake(field, "paste.secret.id")
+		r.mistake(field, "enrol.paste.secret.id")
 	case strings.Contains(value, "****") || strings.Contains(value, "••••"):
-		r.mistake(field, "paste.secret.masked")
+		r.mistake(field, "enrol.paste.secret.masked")
 	case strings.ContainsFunc(value, isBlank):
-		r.mistake(field, "paste.secret.inside")
+		r.mistake(field, "enrol.paste.secret.inside")
 	case strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII }):
-		r.mistake(field, "paste.secret.letters")
+		r.mistake(field, "enrol.paste.secret.letters")
 	}
 }
 
@@ -160,16 +160,16 @@ func (p *Reader) Sender(in *console.SenderInput) Result {
 	}{{"match", &in.Match}, {"login", &in.Login}, {"fallback", &in.Fallback}} {
 		address := Address(*f.value)
 		if address != trim(*f.value) {
-			r.note(f.name, "paste.address.taken", address)
+			r.note(f.name, "enrol.paste.address.taken", address)
 		}
 		*f.value = address
 	}
 	if domain, found := strings.CutPrefix(in.Match, "@"); found && domain != "" && !strings.Contains(domain, "@") {
 		in.Match = "*@" + domain
-		r.note("match", "paste.sender.domain", domain)
+		r.note("match", "enrol.paste.sender.domain", domain)
 	}
 	if strings.HasPrefix(in.Match, "*@") && in.Login != "" {
-		r.note("login", "paste.sender.shared", in.Login)
+		r.note("login", "enrol.paste.sender.shared", in.Login)
 	}
 	return r
 }

@@ -125,7 +125,7 @@ const (
 )
 
 func environment(cloud, parameter string) string {
-	exchange, graph := "", ""
+	var exchange, graph string
 	switch cloud {
 	case "gcc-high":
 		exchange, graph = "O365USGovGCCHigh", "USGov"

@@ -1,0 +1,5 @@
+//go:build !race
+
+package enrol
+
+const raceFactor = 1
