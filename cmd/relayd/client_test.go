@@ -2,11 +2,15 @@ package main
 
 import (
 	"context"
+	"encoding/pem"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,7 +19,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"relayd/pkg/admin/access"
 	"relayd/pkg/admin/api"
+	"relayd/pkg/config"
 	"relayd/pkg/envelope"
 )
 
@@ -116,13 +122,22 @@ func newMailroom(t *testing.T, n int) (*mailroom, string) {
 		})
 		m.raw[id] = "Subject: " + string(id) + "\r\n\r\nbody\r\n"
 	}
-	h, err := api.New(api.Options{Messages: m})
+	return m, serveAPI(t, api.Options{Messages: m})
+}
+
+// serveAPI serves an API to one who may do everything, and returns its address.
+func serveAPI(t *testing.T, opts api.Options) string {
+	t.Helper()
+	h, err := api.New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := httptest.NewServer(h)
+	who := &access.Principal{Name: "ops", Role: access.Admin, Scopes: access.Admin.Scopes(), Peer: "127.0.0.1"}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(w, r.WithContext(access.With(r.Context(), who)))
+	}))
 	t.Cleanup(s.Close)
-	return m, s.URL
+	return s.URL
 }
 
 // relaydCommand runs a command as relayd itself would: below a root.
@@ -167,6 +182,151 @@ func TestClientAddress(t *testing.T) {
 	}
 	if _, err := (&apiFlags{config: writeConfig(t, "admin: {adress: x}\n")}).client(); err == nil || !strings.Contains(err.Error(), "adress") {
 		t.Errorf("a bad file: got %v", err)
+	}
+}
+
+// What the configuration says of the admin listener is where its own machine reaches it.
+func TestClientPlace(t *testing.T) {
+	for _, tt := range []struct {
+		admin config.Admin
+		want  place
+	}{
+		{config.Admin{Address: "127.0.0.1:8080"}, place{base: "http://127.0.0.1:8080"}},
+		{config.Admin{Address: ":8080"}, place{base: "http://127.0.0.1:8080"}},
+		{config.Admin{Address: "0.0.0.0:8080"}, place{base: "http://127.0.0.1:8080"}},
+		{config.Admin{Address: "[::]:8080"}, place{base: "http://127.0.0.1:8080"}},
+		{config.Admin{Address: "[::1]:8080"}, place{base: "http://[::1]:8080"}},
+		{config.Admin{Address: "127.0.0.1:8080", PublicURL: "https://relay.contoso.com"}, place{base: "http://127.0.0.1:8080"}}, // a proxy's
+		{
+			config.Admin{Address: "0.0.0.0:443", PublicURL: "https://relay.contoso.com/", TLS: config.AdminTLS{CertFile: "/cert.pem"}},
+			place{base: "https://127.0.0.1:443", name: "relay.contoso.com", ca: "/cert.pem"},
+		},
+		{config.Admin{Address: "relay.contoso.com:443", TLS: config.AdminTLS{CertFile: "/c"}}, place{base: "https://relay.contoso.com:443", ca: "/c"}},
+	} {
+		if got := placeOf(&tt.admin); got != tt.want {
+			t.Errorf("%+v: got %+v, want %+v", tt.admin, got, tt.want)
+		}
+	}
+}
+
+func TestClientToken(t *testing.T) {
+	var asked string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = r.Header.Get("Authorization")
+		io.WriteString(w, `{"messages":[]}`)
+	}))
+	defer s.Close()
+	file := filepath.Join(t.TempDir(), "token")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		env, file string
+		args      []string
+		want      string
+	}{
+		{"", "", nil, ""},
+		{"relayd_env", "", nil, "Bearer relayd_env"},
+		{"relayd_env", "relayd_file\r\n", []string{"--token-file", file}, "Bearer relayd_file"},
+		{"relayd_env", "", []string{"--token", "relayd_flag"}, "Bearer relayd_flag"},
+	} {
+		t.Setenv("RELAYD_TOKEN", tt.env)
+		write(tt.file)
+		_, _, err := relaydCommand(t, "", newQueueCommand(), append([]string{"list", "--api", s.URL}, tt.args...)...)
+		if err != nil || asked != tt.want {
+			t.Errorf("%+v: got %q, %v", tt, asked, err)
+		}
+	}
+	t.Setenv("RELAYD_TOKEN", "")
+	asked = "nothing"
+	for _, tt := range []struct {
+		file string
+		args string
+		want string
+	}{
+		{"", "--token a --token-file " + file, "--token and --token-file exclude each other"},
+		{"\n", "--token-file " + file, "is empty; relayd token makes a token"},
+		{"two words", "--token-file " + file, "has no API token, which is one word"},
+		{strings.Repeat("x", maxToken+1), "--token-file " + file, "has no API token"},
+		{"", "--token-file " + file + "x", "no such file"},
+		{"", "--token canary --api http://192.0.2.1:8080", "http://192.0.2.1:8080 would send the API token in clear"},
+		{"", "--token canary --api http://relay.contoso.com", "would send the API token in clear"},
+		{"", "--ca " + file, "has no certificate in PEM form"},
+		{"", "--ca " + file + "x", "--ca: open"},
+	} {
+		write(tt.file)
+		_, _, err := relaydCommand(t, "", newQueueCommand(), append([]string{"list", "--api", s.URL}, strings.Fields(tt.args)...)...)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "canary") {
+			t.Errorf("%s: got %v, want %q", tt.args, err, tt.want)
+		}
+	}
+	if asked != "nothing" {
+		t.Errorf("sent %q", asked)
+	}
+}
+
+// A certificate is checked against --ca, or what the configuration has, by the name that browsers use.
+func TestClientTLS(t *testing.T) {
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"messages":[]}`) }))
+	defer s.Close()
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	cert := filepath.Join(t.TempDir(), "cert.pem")
+	if err := os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list := func(args ...string) error {
+		_, _, err := relaydCommand(t, "", newQueueCommand(), append([]string{"list", "--token", "relayd_x"}, args...)...)
+		return err
+	}
+	if err := list("--api", s.URL, "--ca", cert); err != nil {
+		t.Errorf("with --ca: %v", err)
+	}
+	if err := list("--api", s.URL); err == nil || !strings.Contains(err.Error(), "certificate signed by unknown authority") {
+		t.Errorf("without: %v", err)
+	}
+	file := func(url string) string {
+		return writeConfig(t, "listeners: [{address: \"127.0.0.1:0\"}]\ntenants: [{name: c, tenant_id: 00000000-0000-0000-0000-000000000000, "+
+			"client_id: 11111111-1111-1111-1111-111111111111, client_secret: \"file:/nowhere\"}]\nsenders: [{match: \"*@contoso.com\", tenant: c}]\n"+
+			"admin: {address: \""+strings.TrimPrefix(s.URL, "https://")+"\", public_url: \""+url+"\", tls: {cert_file: \""+cert+"\", key_file: /nowhere}}\n")
+	}
+	if err := list("--config", file("https://example.com")); err != nil { // a name of the certificate
+		t.Errorf("by the configuration: %v", err)
+	}
+	if err := list("--config", file("https://relay.contoso.com")); err == nil || !strings.Contains(err.Error(), "not relay.contoso.com") {
+		t.Errorf("by another name: %v", err)
+	}
+}
+
+func TestClientRefusals(t *testing.T) {
+	const nobody = `{"detail":"say who asks"}`
+	for _, tt := range []struct {
+		code  int
+		token string
+		body  string
+		want  string
+	}{
+		{401, "", nobody, "list: the relay does not know who asks; give it an API token with --token-file or RELAYD_TOKEN (relayd token makes one), or run this on its machine as root or as the user it runs as"},
+		{401, "relayd_x", nobody, "list: the relay does not accept this API token: say who asks"},
+		{403, "relayd_x", `{"detail":"this takes the scope read"}`, "list: this takes the scope read"},
+		{422, "", `{"detail":"x","errors":[{"location":"body.match","message":"is no\u001b[2J address"},{"location":"body","message":"b"},{"message":"c"}]}`, `list: match: is no\x1b[2J address; b; c`},
+		{422, "", `{"detail":"535 refused","cause":"consent is gone","advice":"Sign in.\nThen retry."}`, "list: 535 refused: consent is gone\nadvice: Sign in.\n        Then retry."},
+	} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/problem+json")
+			w.WriteHeader(tt.code)
+			io.WriteString(w, tt.body)
+		}))
+		args := []string{"list", "--api", s.URL}
+		if tt.token != "" {
+			args = append(args, "--token", tt.token)
+		}
+		if _, _, err := relaydCommand(t, "", newQueueCommand(), args...); err == nil || err.Error() != tt.want {
+			t.Errorf("%s: got %v, want %s", tt.body, err, tt.want)
+		}
+		s.Close()
 	}
 }
 
