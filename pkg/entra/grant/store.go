@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"sync"
 )
 
@@ -79,7 +80,7 @@ func (m *Memory) Get(_ context.Context, name string) ([]byte, uint64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	record := m.records[name]
-	return append([]byte(nil), record.data...), record.revision, nil
+	return slices.Clone(record.data), record.revision, nil
 }
 
 // Put implements Records.
