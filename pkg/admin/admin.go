@@ -5,22 +5,26 @@
 //	/readyz    mail can be accepted now
 //	/startupz  the start is complete
 //	/metrics   Prometheus, OpenMetrics and native histograms
-//	/api/v1/   messages: list, show, download, retry, hold, release, drop, send; described by openapi.json there
+//	/api/v1/   messages, senders, tenants and more; described by openapi.json there
 //
-// The first four tell no secret and change nothing; other machines may ask them. The API shows mail and changes the queue.
-// There is no login yet, so it is answered on a loopback address only, to its own name only, and to no page of another site.
+//	/login…    logging in and out, see package login
+//	/          the page
 //
-// The package keeps no state: a crash loses nothing. What a change it has answered with success is worth, is [api.Messages]' to
-// promise.
+// The first four tell no secret and change nothing; other machines may ask them. API and page show mail and change the queue:
+// they are answered to who is known by package login, by the relay's own names only, and to no page of another site. A listener
+// that other machines can reach is refused where nobody would have to log in.
+//
+// The package keeps no state: a crash loses nothing. What a change it has answered with success is worth, is [api.Messages]' and
+// [console.Console]'s to promise.
 package admin
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,14 +34,16 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/net/netutil"
 
+	"relayd/pkg/admin/access/peer"
 	"relayd/pkg/admin/api"
+	"relayd/pkg/admin/api/control"
 	"relayd/pkg/admin/console"
 	"relayd/pkg/admin/login"
 )
 
 // Options of a Server. Address and Gatherer are required.
 type Options struct {
-	Address        string // host:port, meant for this machine alone
+	Address        string // host:port
 	MetricsAddress string // host:port that other machines may reach, for probes and Prometheus; empty: none
 
 	Live, Ready, Startup []Check // behind /livez, /readyz and /startupz; none: always ok
@@ -53,6 +59,7 @@ type Options struct {
 	Login      login.Settings        // who may log in, as it stands now: see Configure
 	Sessions   login.Records         // who is logged in; nil: forgotten at the next start
 	Links      login.Records         // one-time login links; nil: forgotten at the next start
+	Vault      control.Vault         // behind the API; nil: that is not there
 	CertFile   string                // PEM, TLS for Address, read again when it changes; empty: none
 	KeyFile    string                // PEM
 	Audit      Audit                 // nil: none
@@ -78,8 +85,9 @@ const (
 
 // Server is the listeners, bound, and what answers on them.
 type Server struct {
-	log  *zap.Logger
-	ends []*end
+	log    *zap.Logger
+	ends   []*end
+	logins *login.Logins // nil: there is nothing to log in for
 }
 
 // end is one listener.
@@ -90,8 +98,7 @@ type end struct {
 	http     *http.Server
 }
 
-// New binds the addresses and answers nothing until Run. The error names the address and the way out. With Messages, the
-// address must be a loopback one: the API has no login.
+// New binds the addresses and answers nothing until Run. The error names the address and the way out.
 func New(opts Options) (*Server, error) {
 	if opts.Logger == nil {
 		opts.Logger = zap.NewNop()
@@ -101,16 +108,8 @@ func New(opts Options) (*Server, error) {
 	if err := s.listen("admin.address", opts.Address, pages, &opts); err != nil {
 		return nil, err
 	}
-	if opts.Messages != nil {
-		g := s.ends[0].guard
-		if !g.local {
-			const text = "admin.address: %s is no loopback address, and the API has no login; write one like 127.0.0.1:8080"
-			return nil, errors.Join(fmt.Errorf(text, opts.Address), s.Close())
-		}
-		var err error
-		if g.api, err = api.New(api.Options{Messages: opts.Messages, MessageBytes: opts.MessageBytes, Logger: opts.Logger}); err != nil {
-			return nil, errors.Join(err, s.Close())
-		}
+	if err := s.protect(&opts); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	if opts.MetricsAddress == "" || opts.MetricsAddress == opts.Address {
 		return s, nil
@@ -119,6 +118,39 @@ func New(opts Options) (*Server, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// protect mounts what is not for everybody, on the first listener.
+func (s *Server) protect(opts *Options) (err error) {
+	e := s.ends[0]
+	if opts.CertFile != "" {
+		cert, err := newCertificate(opts.CertFile, opts.KeyFile, opts.Logger)
+		if err != nil {
+			return fmt.Errorf("admin.tls: %w", err)
+		}
+		e.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get}
+	}
+	if opts.Messages == nil && opts.Page == nil {
+		return nil
+	}
+	s.logins, err = login.New(login.Options{
+		Settings: opts.Login, Address: e.listener.Addr(), Listen: opts.Address, TLS: opts.CertFile != "", Sessions: opts.Sessions, Links: opts.Links,
+		Audit: opts.Audit, Version: opts.Version, Logger: opts.Logger, Registerer: opts.Registerer,
+	})
+	if err != nil {
+		return err
+	}
+	var mounted http.Handler
+	if opts.Messages != nil {
+		mounted, err = api.New(api.Options{
+			Messages: opts.Messages, MessageBytes: opts.MessageBytes, Console: opts.Console, Links: s.logins, Sessions: s.logins, Vault: opts.Vault, Logger: opts.Logger,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	e.guard.protect(s.logins, mounted, opts.Page)
+	return nil
 }
 
 func (s *Server) listen(key, address string, pages pages, opts *Options) error {
@@ -133,13 +165,14 @@ func (s *Server) listen(key, address string, pages pages, opts *Options) error {
 	case err != nil:
 		return fmt.Errorf("%s: cannot listen on %q; write it like 127.0.0.1:8080: %w", key, address, err)
 	}
-	g := &guard{next: pages, server: "relayd"}
+	g := &guard{probes: pages, server: "relayd"}
 	if opts.Version != "" {
 		g.server += "/" + opts.Version
 	}
+	host, _, _ := net.SplitHostPort(address) // what Listen took has the form
+	g.host = strings.ToLower(host)
 	if a, ok := l.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
-		host, _, _ := net.SplitHostPort(address) // what Listen took has the form
-		g.local, g.host = true, strings.ToLower(host)
+		g.local = true
 	}
 	errorLog, err := zap.NewStdLogAt(opts.Logger, zap.WarnLevel)
 	if err != nil {
@@ -147,7 +180,7 @@ func (s *Server) listen(key, address string, pages pages, opts *Options) error {
 	}
 	s.ends = append(s.ends, &end{
 		key:      key,
-		listener: netutil.LimitListener(l, maxConnections),
+		listener: netutil.LimitListener(peer.Listener{Listener: l}, maxConnections),
 		guard:    g,
 		http: &http.Server{
 			Handler:                      g,
@@ -156,12 +189,31 @@ func (s *Server) listen(key, address string, pages pages, opts *Options) error {
 			WriteTimeout:                 writeTimeout,
 			IdleTimeout:                  idleTimeout,
 			MaxHeaderBytes:               headerBytes,
+			ConnContext:                  peer.Context,
 			DisableGeneralOptionsHandler: true,
 			ErrorLog:                     errorLog,
 		},
 	})
 	return nil
 }
+
+func (e *end) serve() error {
+	if e.http.TLSConfig != nil {
+		return e.http.ServeTLS(e.listener, "", "")
+	}
+	return e.http.Serve(e.listener)
+}
+
+// Configure puts other settings of who may log in in force: all of them or, on an error, nothing.
+func (s *Server) Configure(settings login.Settings) error {
+	if s.logins == nil {
+		return nil
+	}
+	return s.logins.Configure(settings)
+}
+
+// Logins makes login links and shows who is logged in; nil where there is nothing to log in for.
+func (s *Server) Logins() *login.Logins { return s.logins }
 
 // Addr returns the bound address, as Options.Address gave it except for a port chosen by the system.
 func (s *Server) Addr() net.Addr { return s.ends[0].listener.Addr() }
@@ -179,10 +231,13 @@ func (s *Server) Run(ctx context.Context) error {
 	for i, e := range s.ends {
 		serving.Go(func() {
 			defer stop()
-			if err := e.http.Serve(e.listener); !errors.Is(err, http.ErrServerClosed) {
+			if err := e.serve(); !errors.Is(err, http.ErrServerClosed) {
 				errs[i] = fmt.Errorf("%s: serve: %w", e.key, err)
 			}
 		})
+	}
+	if s.logins != nil {
+		serving.Go(func() { _ = s.logins.Run(ctx) }) // fails never
 	}
 	<-ctx.Done()
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
@@ -206,47 +261,4 @@ func (s *Server) Close() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// guard stands before every page: headers, methods and, on this machine's own address, the Host.
-type guard struct {
-	next   http.Handler
-	api    http.Handler // below /api/; nil: none
-	server string
-	local  bool   // the listener is on a loopback address
-	host   string // as configured, in lower case
-}
-
-// ServeHTTP implements http.Handler.
-func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h := w.Header()
-	h.Set("Server", g.server)
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-	switch {
-	case g.local && !g.knows(r.Host):
-		// A page elsewhere can make a browser here ask this address under a name of its own (DNS rebinding).
-		http.Error(w, "this address answers only to its own name; ask for it as localhost, or by its number", http.StatusMisdirectedRequest)
-	case g.api != nil && strings.HasPrefix(r.URL.Path, api.Root):
-		g.api.ServeHTTP(w, r)
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		h.Set("Allow", "GET, HEAD")
-		http.Error(w, "only GET and HEAD are allowed here", http.StatusMethodNotAllowed)
-	default:
-		g.next.ServeHTTP(w, r)
-	}
-}
-
-// knows reports whether a Host field names this machine: localhost, a loopback address, or the host as configured.
-func (g *guard) knows(host string) bool {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	if host == "localhost" || host != "" && host == g.host {
-		return true
-	}
-	ip, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
-	return err == nil && ip.IsLoopback()
 }

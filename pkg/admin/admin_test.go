@@ -220,13 +220,13 @@ func TestHost(t *testing.T) {
 // The configured name counts too, where it leads to a loopback address. /etc/hosts is not the test's to change, so the
 // guard is asked directly.
 func TestHostAsConfigured(t *testing.T) {
-	g := &guard{host: "relay.internal"}
+	g := &guard{local: true, host: "relay.internal"}
 	for host, want := range map[string]bool{"relay.internal:8080": true, "Relay.Internal": true, "internal": false, "": false} {
-		if got := g.knows(host); got != want {
+		if got := g.knows(host, true); got != want {
 			t.Errorf("%q: got %v, want %v", host, got, want)
 		}
 	}
-	if (&guard{}).knows("") {
+	if (&guard{local: true}).knows("", true) {
 		t.Error("an empty Host passes where no host is configured")
 	}
 }

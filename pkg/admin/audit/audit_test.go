@@ -340,7 +340,7 @@ func TestKilled(t *testing.T) {
 		l := open(t, Options{Dir: dir, FileBytes: 2000})
 		for i := 1; ; i++ {
 			write(t, l, "x")
-			fmt.Println("written", i)
+			fmt.Fprintln(os.Stdout, "written", i)
 		}
 	}
 	dir := t.TempDir()

@@ -4,6 +4,7 @@
 package peer
 
 import (
+	"context"
 	"net"
 	"os"
 	"os/user"
@@ -61,3 +62,22 @@ func (a *Addr) User() (name string, ok bool) {
 // trusted reports whether a peer with uid is root or runs as this process does. The number that stands for all users unknown
 // to a user namespace is nobody's own.
 func trusted(uid, own, nobody int) bool { return uid == 0 || uid == own && uid != nobody }
+
+type key struct{}
+
+// Context is for http.Server.ConnContext: it keeps the address of a connection from a [Listener].
+func Context(ctx context.Context, c net.Conn) context.Context {
+	if a, ok := c.RemoteAddr().(*Addr); ok {
+		return context.WithValue(ctx, key{}, a)
+	}
+	return ctx
+}
+
+// User is [Addr.User] of the connection a request came by.
+func User(ctx context.Context) (name string, ok bool) {
+	a, ok := ctx.Value(key{}).(*Addr)
+	if !ok {
+		return "", false
+	}
+	return a.User()
+}

@@ -1,0 +1,86 @@
+package login
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Bounds of guesses.
+const (
+	freeGuesses   = 5                // failed logins of an address before it must wait
+	maxWait       = 30 * time.Second // an administrator behind the same proxy as a guesser gets through that often
+	guessMemory   = 10 * time.Minute // after which the failures of an address are forgotten
+	maxAddresses  = 4096             // remembered
+	ipv6Customers = 64               // bits of an IPv6 address that stand for one party
+)
+
+// guesses makes each address that has failed to log in wait before it may try again: 1 s, then twice as long each time. Tokens
+// and links cannot be guessed; a hash in the configuration whose token is not random can. The zero value is ready to use.
+type guesses struct {
+	mu     sync.Mutex // guards failed
+	failed map[netip.Prefix]failures
+}
+
+type failures struct {
+	count int
+	last  time.Time
+}
+
+func guessKey(a netip.Addr) netip.Prefix {
+	bits := a.BitLen()
+	if a.Is6() {
+		bits = ipv6Customers
+	}
+	p, _ := a.Prefix(bits) // fails for the zero Addr only, which then is a key of its own
+	return p
+}
+
+// wait returns for how long an address is not listened to yet.
+func (g *guesses) wait(a netip.Addr) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	f := g.failed[guessKey(a)]
+	if f.count < freeGuesses || time.Since(f.last) > guessMemory {
+		return 0
+	}
+	return time.Until(f.last.Add(min(maxWait, time.Second<<min(f.count-freeGuesses, 10))))
+}
+
+func (g *guesses) add(a netip.Addr) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.failed == nil {
+		g.failed = map[netip.Prefix]failures{}
+	}
+	key, now := guessKey(a), time.Now()
+	f, known := g.failed[key]
+	if !known && len(g.failed) >= maxAddresses {
+		g.makeRoom(now)
+	}
+	if now.Sub(f.last) > guessMemory {
+		f.count = 0
+	}
+	g.failed[key] = failures{f.count + 1, now}
+}
+
+// makeRoom forgets what has expired, or else any address. The caller holds mu.
+func (g *guesses) makeRoom(now time.Time) {
+	for key, f := range g.failed {
+		if now.Sub(f.last) > guessMemory {
+			delete(g.failed, key)
+		}
+	}
+	for key := range g.failed {
+		if len(g.failed) < maxAddresses {
+			return
+		}
+		delete(g.failed, key)
+	}
+}
+
+func (g *guesses) forgive(a netip.Addr) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.failed, guessKey(a))
+}

@@ -1,0 +1,54 @@
+package login
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+)
+
+// memory is Records of this process alone.
+type memory struct {
+	mu      sync.Mutex // guards all below
+	records map[string]memoryRecord
+	last    uint64
+}
+
+type memoryRecord struct {
+	data     []byte
+	revision uint64
+}
+
+func (m *memory) Get(_ context.Context, name string) ([]byte, uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.records[name]
+	return slices.Clone(r.data), r.revision, nil
+}
+
+func (m *memory) Put(_ context.Context, name string, data []byte, revision uint64) (uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.records[name].revision != revision {
+		return 0, nil
+	}
+	if m.records == nil {
+		m.records = map[string]memoryRecord{}
+	}
+	m.last++
+	m.records[name] = memoryRecord{slices.Clone(data), m.last}
+	return m.last, nil
+}
+
+func (m *memory) Delete(_ context.Context, name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.records, name)
+	return nil
+}
+
+func (m *memory) Names(context.Context) ([]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.records)), nil
+}
