@@ -166,7 +166,7 @@ func narrowed(granted, asked string) string {
 	return asked
 }
 
-// checkVerifier is RFC 7636, 4.6.
+// checkVerifier is RFC 7636, 4.6. No method is plain.
 func checkVerifier(c ticket.Code, verifier string) *refusal.Refusal {
 	if c.Challenge == "" {
 		return nil
@@ -175,7 +175,7 @@ func checkVerifier(c ticket.Code, verifier string) *refusal.Refusal {
 		return refusal.New(50148)
 	}
 	computed := verifier
-	if c.Method != "plain" {
+	if c.Method == "S256" {
 		digest := sha256.Sum256([]byte(verifier))
 		computed = base64.RawURLEncoding.EncodeToString(digest[:])
 	}

@@ -99,7 +99,11 @@ func (p *Pages) serve(w http.ResponseWriter, r *http.Request, f *flow) {
 	case f.prompt == "none" && (!signedIn || wrongUser):
 		f.refuse(w, r, refusal.New(50058), "")
 	case !signedIn || wrongUser || f.prompt == "login" || f.prompt == "select_account":
-		p.show(w, r, http.StatusOK, f, page{Name: "account", Account: f.hint, Users: p.choices(f)})
+		account := f.hint
+		if account == "" {
+			account = session.User // nobody, or who is to be asked once more
+		}
+		p.show(w, r, http.StatusOK, f, page{Name: "account", Account: account, Users: p.choices(f)})
 	default:
 		p.proceed(w, r, f, session)
 	}
@@ -283,7 +287,7 @@ func (p *Pages) serveLogout(w http.ResponseWriter, r *http.Request) {
 	if t, ok := p.dir.Tenant(r.PathValue("tenant")); ok && back != "" {
 		for _, a := range t.Apps {
 			if a.Redirects(back) {
-				http.Redirect(w, r, back, http.StatusFound)
+				http.Redirect(w, r, back, http.StatusFound) //nolint:gosec // an address an app has registered
 				return
 			}
 		}
@@ -327,5 +331,5 @@ func redirect(w http.ResponseWriter, r *http.Request, uri string, more url.Value
 	}
 	u.RawQuery = q.Encode()
 	w.Header().Set("Cache-Control", "no-store")
-	http.Redirect(w, r, u.String(), http.StatusFound)
+	http.Redirect(w, r, u.String(), http.StatusFound) //nolint:gosec // proven by party
 }

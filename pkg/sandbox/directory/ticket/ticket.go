@@ -27,7 +27,7 @@ type Code struct {
 	Subject
 	RedirectURI string
 	Challenge   string // of PKCE; "" is none
-	Method      string // S256 or plain
+	Method      string // S256; else the challenge is the verifier itself
 	Nonce       string
 	expires     time.Time
 	used        bool
