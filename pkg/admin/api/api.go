@@ -115,6 +115,24 @@ func New(opts Options) (http.Handler, error) {
 	return a, nil
 }
 
+// Document returns the OpenAPI description of the whole API, indented, as a relay serves it below /api/v1/openapi.json.
+func Document() ([]byte, error) {
+	type browsers access.Sessions
+	h, err := New(Options{ // none of which is ever called
+		Messages: struct{ Messages }{}, Console: struct{ console.Console }{}, Links: struct{ access.Links }{}, Sessions: struct{ browsers }{},
+		Vault: struct{ control.Vault }{},
+	})
+	if err != nil {
+		return nil, err
+	}
+	var text bytes.Buffer
+	if err := json.Indent(&text, h.(*api).document, "", "  "); err != nil {
+		return nil, err
+	}
+	text.WriteByte('\n')
+	return text.Bytes(), nil
+}
+
 // describeProblems adds to the document what our problems have beyond huma's.
 func (a *api) describeProblems() {
 	model := a.huma.OpenAPI().Components.Schemas.Map()["ErrorModel"]

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 
 	"relayd/pkg/admin/access"
 	"relayd/pkg/admin/api/control"
+	"relayd/pkg/admin/api/feed"
 	"relayd/pkg/admin/console"
 	"relayd/pkg/envelope"
 	"relayd/pkg/status"
@@ -376,6 +378,10 @@ func TestDocument(t *testing.T) {
 	if len(seen) != len(what()) {
 		t.Errorf("%d operations, want %d", len(seen), len(what()))
 	}
+	var flat bytes.Buffer
+	if printed, err := Document(); err != nil || json.Compact(&flat, printed) != nil || flat.String() != a.body {
+		t.Errorf("Document is not what is served: %v", err)
+	}
 	for ref := range strings.SplitSeq(a.body, `"$ref":"#/components/schemas/`) {
 		if name, _, ok := strings.Cut(ref, `"`); ok && ref != "" && !strings.HasPrefix(ref, "{") && doc.Components.Schemas[name] == nil {
 			t.Errorf("reference to %q, which is not there", name)
@@ -690,6 +696,48 @@ func TestEvents(t *testing.T) {
 		got := read(query, one, other)
 		if strings.Contains(got, "event: attempt") != want[0] || strings.Contains(got, "event: held") != want[1] {
 			t.Errorf("%s: got %q, want %v", query, got, want)
+		}
+	}
+}
+
+// Streams hold connections, so there is an end to them; what one leaves is free again.
+func TestTooManyReaders(t *testing.T) {
+	w, _ := newDesk(t)
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	open := func() (*http.Response, context.CancelFunc) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		t.Cleanup(cancel)
+		req, err := http.NewRequestWithContext(ctx, "GET", w.url+"/api/v1/events", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := transport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = resp.Body.Close() })
+		return resp, cancel
+	}
+	var leave context.CancelFunc
+	for i := range feed.MaxReaders {
+		var resp *http.Response
+		if resp, leave = open(); resp.StatusCode != 200 {
+			t.Fatalf("reader %d: got %d", i, resp.StatusCode)
+		}
+	}
+	if a := w.do("GET", "/api/v1/events", "", nil); a.code != 503 || a.problem(t) != "64 others follow already, which is the most; try again later" {
+		t.Errorf("one more: got %d %q", a.code, a.body)
+	}
+	leave()
+	for end := time.Now().Add(20 * time.Second); ; { // the server notices by itself, a moment later
+		resp, _ := open()
+		if resp.StatusCode == 200 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the place that was left is not free: %d", resp.StatusCode)
 		}
 	}
 }
