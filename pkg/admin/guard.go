@@ -115,7 +115,10 @@ func (g *guard) route(w http.ResponseWriter, r *http.Request) {
 	}
 	h.Set("Content-Security-Policy", pagePolicy)
 	h.Set("Permissions-Policy", permissions)
+	to, elsewhere := g.logins.Canonical(r)
 	switch {
+	case elsewhere:
+		http.Redirect(w, r, to, http.StatusTemporaryRedirect) //nolint:gosec // another name of this machine
 	case login.Ours(path):
 		g.logins.ServeHTTP(w, r)
 	case g.page == nil:

@@ -221,6 +221,22 @@ func (l *Logins) Knows(host string) bool {
 	return err == nil && !isLoopback(hostOf(l.opts.Address.String()))
 }
 
+// Canonical returns where a person belongs who looks at a page by another name of this machine than the one that sign-ins come
+// back to: cookies keep to one name, so what was begun by 127.0.0.1 could not be finished by localhost. The port stays, since it
+// may be the end of a tunnel.
+func (l *Logins) Canonical(r *http.Request) (to string, elsewhere bool) {
+	base, host := l.force.Load().base, hostOf(r.Host)
+	if r.Method != http.MethodGet || r.Header.Get("Sec-Fetch-Mode") != "navigate" || r.TLS != nil && base.Scheme != "https" ||
+		host == base.Hostname() || !isLoopback(host) || !isLoopback(base.Hostname()) {
+		return "", false
+	}
+	name := base.Hostname()
+	if _, port, err := net.SplitHostPort(r.Host); err == nil {
+		name = net.JoinHostPort(name, port)
+	}
+	return (&url.URL{Scheme: base.Scheme, Host: name, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}).String(), true
+}
+
 // IsOwn reports whether a Host field names this machine: localhost, a loopback address, or the host as configured.
 func IsOwn(host, configured string) bool {
 	host = hostOf(host)

@@ -8,6 +8,8 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"go.yaml.in/yaml/v4"
 
 	"relayd/pkg/admin/access"
 	"relayd/pkg/admin/access/peer"
@@ -912,5 +915,69 @@ func TestLocalRuleOldProtocol(t *testing.T) {
 	n, err := conn.Read(buf)
 	if err != nil || !strings.HasPrefix(string(buf[:n]), "HTTP/1.0 200") || strings.Contains(string(buf[:n]), "Who:") {
 		t.Errorf("got %q, %v", buf[:n], err)
+	}
+}
+
+// A person who comes by another name of this machine is sent to the one that sign-ins come back to; nobody else is.
+func TestCanonical(t *testing.T) {
+	s := newSite(t, Options{})
+	for _, tt := range []struct{ method, target, mode, want string }{
+		{"GET", "http://127.0.0.1:8080/senders?a=b", "navigate", "http://localhost:8080/senders?a=b"},
+		{"GET", "http://[::1]:9000/", "navigate", "http://localhost:9000/"}, // through a tunnel
+		{"GET", "http://127.0.0.1:8080//evil.example/", "navigate", "http://localhost:8080//evil.example/"},
+		{"GET", "http://localhost:8080/", "navigate", ""},
+		{"GET", "http://127.0.0.1:8080/", "cors", ""},
+		{"GET", "http://127.0.0.1:8080/", "", ""},
+		{"POST", "http://127.0.0.1:8080/", "navigate", ""},
+		{"GET", "http://attacker.example/", "navigate", ""},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), tt.method, tt.target, nil)
+		r.Header.Set("Sec-Fetch-Mode", tt.mode)
+		if got, ok := s.Canonical(r); got != tt.want || ok != (tt.want != "") {
+			t.Errorf("%s %s: got %q", tt.method, tt.target, got)
+		}
+	}
+	s = newSite(t, Options{Settings: Settings{PublicURL: "https://relay.contoso.com"}})
+	r := httptest.NewRequestWithContext(t.Context(), "GET", "http://127.0.0.1:8080/", nil)
+	r.Header.Set("Sec-Fetch-Mode", "navigate")
+	if got, ok := s.Canonical(r); ok { // a proxy may have written the Host: a loop
+		t.Errorf("behind a proxy: got %q", got)
+	}
+}
+
+// Every word that is used is there in both languages, and none is there for nothing.
+func TestWords(t *testing.T) {
+	data, err := files.ReadFile("words/login.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var words map[string]map[string]string
+	if err := yaml.Unmarshal(data, &words); err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{}
+	for _, name := range []string{"pages.go", "templates/login.html"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range regexp.MustCompile(`"(login\.[a-z.]+)"`).FindAllStringSubmatch(string(text), -1) {
+			if key[1] != "login.html" {
+				used[key[1]] = true
+			}
+		}
+	}
+	for key := range used {
+		if words[key]["en"] == "" || words[key]["ja"] == "" {
+			t.Errorf("%s is not there in both languages", key)
+		}
+	}
+	for key := range words {
+		if !used[key] {
+			t.Errorf("%s is not used", key)
+		}
+	}
+	if len(used) < 10 {
+		t.Errorf("found %d words", len(used))
 	}
 }
