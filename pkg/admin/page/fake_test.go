@@ -96,6 +96,27 @@ func (f *fakeConsole) Audit(_ context.Context, before uint64, limit int) ([]cons
 	return found, f.err
 }
 
+func (f *fakeConsole) Tenants(context.Context) ([]console.Tenant, error) {
+	var all []console.Tenant
+	for i := range 20 {
+		all = append(all, console.Tenant{Name: fmt.Sprintf("contoso%d%s", i, f.text), Cloud: "global", Grant: "delegated", Origin: console.OriginPage, Senders: 50, RedirectURI: "https://relay.example/oauth/callback" + f.text})
+	}
+	return all, f.err
+}
+
+// Senders answers with a part of a thousand.
+func (f *fakeConsole) Senders(_ context.Context, q console.SenderQuery) (*console.SenderPage, error) {
+	all := []string{console.SenderReady, console.SenderConsent, console.SenderPaused, console.SenderParked, console.SenderHeld, console.SenderShadowed}
+	found := &console.SenderPage{Total: 1000}
+	for i := q.Offset; i < 1000 && (q.Limit == 0 || len(found.Senders) < q.Limit); i++ {
+		found.Senders = append(found.Senders, console.Sender{
+			Match: fmt.Sprintf("scanner%03d@contoso.example%s", i, f.text), Tenant: "contoso0" + f.text, Grant: "delegated", Origin: console.OriginPage, State: all[i%len(all)],
+			RecipientsPerDay: 10000, Remaining: 10000 - i, Connections: 3, MessagesPerMinute: 30, Queued: i % 7,
+		})
+	}
+	return found, f.err
+}
+
 // fakeMessages is a queue in memory.
 type fakeMessages struct {
 	api.Messages

@@ -197,11 +197,7 @@ func (p *page) list(w http.ResponseWriter, r *http.Request) {
 		data.Next = address("/messages", kept, found[listPage-1].ID)
 	}
 	data.Found, data.Self = found, address("/messages", kept, before)
-	result := view.Page{Template: "messages", Part: "messages-found", Title: "messages.title", Nav: "messages", Data: data}
-	if len(data.Search.Wrong()) > 0 {
-		result.Status = http.StatusUnprocessableEntity
-	}
-	p.view.Render(w, r, result)
+	p.view.Render(w, r, view.Page{Template: "messages", Part: "messages-found", Title: "messages.title", Nav: "messages", Data: data})
 }
 
 // address is a path with filters, and where its page begins.

@@ -20,6 +20,7 @@ import (
 	"relayd/pkg/admin/access"
 	"relayd/pkg/admin/api"
 	"relayd/pkg/admin/console"
+	"relayd/pkg/admin/page/enrol"
 	"relayd/pkg/admin/page/preview"
 	"relayd/pkg/admin/page/view"
 )
@@ -57,7 +58,7 @@ func New(opts Options) (http.Handler, error) {
 		p.log = zap.NewNop()
 	}
 	var err error
-	if p.view, err = view.New(view.Options{Files: []fs.FS{files}, Version: opts.Version, Logger: p.log}); err != nil {
+	if p.view, err = view.New(view.Options{Files: []fs.FS{files, enrol.Files()}, Version: opts.Version, Logger: p.log}); err != nil {
 		return nil, err
 	}
 	mux := http.NewServeMux()
@@ -77,6 +78,7 @@ func New(opts Options) (http.Handler, error) {
 	} {
 		mux.HandleFunc(route.pattern, p.view.Guard(route.scope, route.handle))
 	}
+	enrol.New(enrol.Options{Console: p.console, Messages: p.messages, View: p.view, Logger: p.log}).Routes(mux)
 	mux.HandleFunc("GET "+view.StaticPath, p.view.Static)
 	mux.HandleFunc("/", p.view.Guard(access.Read, p.view.NotFound))
 	return mux, nil

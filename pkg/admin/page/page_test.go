@@ -74,6 +74,7 @@ func (r *rig) views() []string {
 	all := []string{
 		"/", "/messages", "/messages?q=fabrikam.example&state=sent", "/messages?state=uncertain&q=nobody@example.com", "/configuration", "/configuration?q=key_1",
 		"/audit", "/audit?before=70", "/audit?before=1", "/messages?q=no+such+thing&since=x&id=1&state=odd&message_id=%3C%3E",
+		"/senders", "/tenants", "/guide", // package enrol tests them for what they say
 	}
 	seen := map[envelope.State]bool{}
 	for _, s := range r.messages.all {
@@ -95,7 +96,7 @@ func TestEveryViewIsSafeAndWhole(t *testing.T) {
 				t.Run(fmt.Sprint(target, " ", role, " ", lang), func(t *testing.T) {
 					w := r.ask(role, "GET", target, nil, "Accept-Language", lang)
 					got := w.Body.String()
-					if w.Code != http.StatusOK && w.Code != http.StatusUnprocessableEntity {
+					if w.Code != http.StatusOK {
 						t.Errorf("got %d", w.Code)
 					}
 					viewtest.Page(t, got)
@@ -252,9 +253,7 @@ func TestSearch(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			w := r.ask(access.Admin, "GET", "/messages?"+tt.query, nil)
-			got := len(ids(w.Body.String()))
-			ok := w.Code == http.StatusOK || tt.name == "two ids" && w.Code == http.StatusUnprocessableEntity
-			if got != tt.want || !ok {
+			if got := len(ids(w.Body.String())); got != tt.want || w.Code != http.StatusOK {
 				t.Errorf("got %d rows and %d, want %d", got, w.Code, tt.want)
 			}
 		})
@@ -278,7 +277,7 @@ func TestSearchMistakesStandBesideTheirFields(t *testing.T) {
 		name, value, _ := strings.Cut(query, "=")
 		value, _ = url.QueryUnescape(value)
 		got := w.Body.String()
-		if w.Code != http.StatusUnprocessableEntity || !strings.Contains(got, want) || !strings.Contains(got, `id="field-`+name+`-mistake"`) || len(ids(got)) > 0 {
+		if !strings.Contains(got, want) || !strings.Contains(got, `id="field-`+name+`-mistake"`) || len(ids(got)) > 0 {
 			t.Errorf("%s: got %d", query, w.Code)
 		}
 		if kept := strings.NewReplacer("<", "&lt;", ">", "&gt;", `"`, "&#34;").Replace(value); name != "state" && !strings.Contains(got, `value="`+kept+`"`) {
@@ -471,7 +470,7 @@ func TestErrorsAreToldInWords(t *testing.T) {
 	m := r.first(envelope.Sent)
 	r.messages.err, r.console.err = fmt.Errorf("open: %w", api.ErrUnavailable), errors.New("inner canary")
 	for target, code := range map[string]int{
-		"/": 503, "/configuration": 503, "/audit": 503, "/messages": 503, m: 503, m + "/raw": 503, "/nothing": 404, "/messages/x": 404, "/messages/x/raw": 404,
+		"/": 503, "/senders": 503, "/configuration": 503, "/audit": 503, "/messages": 503, m: 503, m + "/raw": 503, "/nothing": 404, "/messages/x": 404, "/messages/x/raw": 404,
 	} {
 		w := r.ask(access.Admin, "GET", target, nil)
 		if got := w.Body.String(); w.Code != code || strings.Contains(got, "canary") || strings.Contains(got, "open:") {
