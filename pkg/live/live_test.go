@@ -188,6 +188,25 @@ func TestTimeOfSteps(t *testing.T) {
 	})
 }
 
+// TestMerge: of what was written before only the newest steps count, and none that is still to come.
+func TestMerge(t *testing.T) {
+	now := time.Unix(60*1000, 0)
+	r := newRing(time.Minute, 60)
+	r.add(now, now, counts{1})
+	r.merge(now, []slot{
+		{1000, counts{2}}, {941, counts{4}}, {940, counts{8}}, {1001, counts{16}}, {1060, counts{32}}, {999, counts{-64}},
+	})
+	for _, later := range []time.Duration{0, time.Minute, 30 * time.Minute} {
+		want := 7
+		if later > 0 {
+			want = 3 // the oldest is over
+		}
+		if got := sum(r.list(now.Add(later))); got.Accepted != want {
+			t.Errorf("%v later: got %d, want %d", later, got.Accepted, want)
+		}
+	}
+}
+
 // TestClockSteps: whatever the clock does, nothing panics or grows, and what is counted is shown.
 func TestClockSteps(t *testing.T) {
 	base := time.Date(2026, 5, 17, 12, 0, 30, 0, time.UTC)
@@ -202,8 +221,8 @@ func TestClockSteps(t *testing.T) {
 				t.Errorf("after %v: %+v of %d", sign*step, got, len(chart))
 			}
 			r.add(base, base, counts{1})
-			if got := sum(r.list(base)); got.Accepted < 1 || got.Accepted > 2 {
-				t.Errorf("after %v and back: %+v", sign*step, got)
+			if got := sum(r.list(base)); got.Accepted < 1 || got.Accepted > 2 || got.Sent != 0 && step*sign >= time.Hour {
+				t.Errorf("after %v and back: %+v, want nothing of the time to come", sign*step, got)
 			}
 			if len(r.inForce(now)) > 60 || len(r.slots) != 60 {
 				t.Errorf("after %v: it has grown", sign*step)
@@ -231,6 +250,10 @@ func TestRestart(t *testing.T) {
 			t.Fatal("after a minute nothing is written")
 		}
 		killed := m.record()
+		pass(5 * saveEvery)
+		if m.writes != 1 {
+			t.Errorf("%d writes of the same", m.writes)
+		}
 		r.Record(attempt(envelope.Sent))
 		r.stop() // in good order
 		r = newRig(t, m)

@@ -237,7 +237,7 @@ func TestRenewed(t *testing.T) {
 		pass(day + time.Hour)
 		w.want("it started over", ofSecret+"expires in 30 days")
 
-		w.set(func() { w.items[0].Expires = w.items[0].Expires.Add(renewed) })
+		w.set(func() { w.items[0].Expires = w.items[0].Expires.Add(time.Hour) })
 		pass(2 * time.Hour)
 		w.want("read anew, it differs by hours")
 		w.set(func() { w.items[0].Expires = w.items[0].Expires.Add(-10 * day) })
@@ -245,7 +245,10 @@ func TestRenewed(t *testing.T) {
 		w.want("earlier, at the same stage")
 		w.set(func() { w.items[0].Expires = w.items[0].Expires.Add(-10 * day) })
 		pass(2 * time.Hour)
-		w.want("earlier, at the next stage", ofSecret+"expires in 11 days")
+		w.want("earlier, at the next stage", ofSecret+"expires in 10 days")
+		if n := r.logs.FilterMessageSnippet("about to expire").Len(); n != 4 {
+			t.Errorf("%d log lines, want one for each notice", n)
+		}
 	})
 }
 
@@ -372,6 +375,28 @@ func TestMemoryFails(t *testing.T) {
 	})
 }
 
+// TestStoppedWhileTelling: what was told is remembered though the end came meanwhile.
+func TestStoppedWhileTelling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, secret(8*day))
+		r := w.run()
+		r.stop()
+		w.take()
+		w.set(func() { clear(w.kept) })
+		ctx, cancel := context.WithCancel(t.Context())
+		r.told = nil
+		notify := r.opts.Notify
+		r.opts.Notify = func(ctx context.Context, subject string, paragraphs []string) error {
+			cancel()
+			return notify(ctx, subject, paragraphs)
+		}
+		r.check(ctx)
+		w.want("told", ofSecret+"expires in 8 days")
+		w.run()
+		w.want("by the next process")
+	})
+}
+
 func TestUnreadableMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, data := range []string{"{", `{"stage":-1}`, `{"stage":6}`, `{"expires":"never"}`} {
@@ -453,7 +478,7 @@ func TestPoke(t *testing.T) {
 			}
 		}
 		w.want("gathering")
-		pass(gather)
+		pass(gather - 3*time.Second) // since the first
 		w.want("one notice", "3 credentials and consents expire, the last of them in 3 days")
 		for range 1000 {
 			r.Poke() // never blocks

