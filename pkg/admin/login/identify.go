@@ -16,6 +16,7 @@ import (
 
 	"relayd/pkg/admin/access"
 	"relayd/pkg/admin/access/peer"
+	"relayd/pkg/admin/login/session"
 	"relayd/pkg/admin/problem"
 )
 
@@ -91,14 +92,14 @@ func (l *Logins) byToken(w http.ResponseWriter, r *http.Request, given []string)
 		if found != nil {
 			reason, say = "expired", "the token has expired; `relayd token` makes another"
 		}
-		l.guesses.add(from)
+		l.guesses.Add(from)
 		l.metrics.count("token", "refused")
 		l.log.Warn("login refused", zap.String("method", "token"), zap.Stringer("peer", from), zap.String("reason", reason))
 		w.Header().Set("WWW-Authenticate", header)
 		problem.New(http.StatusUnauthorized, "%s", say).Write(w)
 		return nil, false
 	}
-	l.guesses.forgive(from)
+	l.guesses.Forgive(from)
 	l.metrics.count("token", "ok")
 	who := func(t *access.Token) *access.Principal {
 		p := t.Principal()
@@ -115,7 +116,7 @@ func (l *Logins) byToken(w http.ResponseWriter, r *http.Request, given []string)
 
 // mustWait reports whether an address has guessed too often, and says until when in the answer's header.
 func (l *Logins) mustWait(w http.ResponseWriter, r *http.Request, method string) bool {
-	wait := l.guesses.wait(peerOf(r))
+	wait := l.guesses.Wait(peerOf(r))
 	if wait <= 0 {
 		return false
 	}
@@ -210,7 +211,7 @@ func (l *Logins) browser(ctx context.Context, w http.ResponseWriter, r *http.Req
 		return ctx
 	}
 	value := random()
-	f.setCookie(w, "-browser", value, sessionLife)
+	f.setCookie(w, "-browser", value, session.Life)
 	return access.WithBrowser(ctx, hashName("browser "+value))
 }
 

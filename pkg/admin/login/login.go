@@ -32,6 +32,8 @@ import (
 
 	"relayd/pkg/admin/access"
 	"relayd/pkg/admin/console"
+	"relayd/pkg/admin/login/guess"
+	"relayd/pkg/admin/login/session"
 	"relayd/pkg/admin/page/view"
 )
 
@@ -45,13 +47,10 @@ const (
 
 // The life of what is handed out.
 const (
-	idleLife    = 8 * time.Hour      // of a session that is not used
-	sessionLife = 7 * 24 * time.Hour // of a session that is
-	linkLife    = time.Hour
-	flowLife    = 10 * time.Minute // for signing in at the provider
-	touchEvery  = 5 * time.Minute  // how exact it is known when a session was used; each time is a synced write
-	checkEvery  = time.Minute      // how long a request may go on after its right to was taken away on another node
-	sweepEvery  = time.Hour
+	linkLife   = time.Hour
+	flowLife   = 10 * time.Minute // for signing in at the provider
+	checkEvery = time.Minute      // how long a request may go on after its right to was taken away on another node
+	sweepEvery = time.Hour
 )
 
 // Audit is where logins are written, as audit.Log is.
@@ -79,9 +78,9 @@ type Logins struct {
 	opts    Options
 	log     *zap.Logger
 	view    *view.Renderer
-	store   *store
+	store   *session.Store
 	links   Records
-	guesses guesses
+	guesses guess.Guesses
 	metrics *metrics
 	force   atomic.Pointer[force]
 
@@ -106,13 +105,13 @@ func New(opts Options) (*Logins, error) {
 		opts.Logger = zap.NewNop()
 	}
 	if opts.Sessions == nil {
-		opts.Sessions = &memory{}
+		opts.Sessions = &session.Memory{}
 	}
 	if opts.Links == nil {
-		opts.Links = &memory{}
+		opts.Links = &session.Memory{}
 	}
 	l := &Logins{
-		opts: opts, log: opts.Logger, store: &store{records: opts.Sessions, log: opts.Logger}, links: opts.Links,
+		opts: opts, log: opts.Logger, store: &session.Store{Records: opts.Sessions, Logger: opts.Logger}, links: opts.Links,
 		metrics: newMetrics(opts.Registerer), flights: map[*flight]struct{}{},
 	}
 	var err error
@@ -153,7 +152,7 @@ func (l *Logins) Configure(s Settings) error {
 	if f.base.Scheme == "https" {
 		f.cookie = "__Host-relayd"
 	}
-	f.manager = newManager(l.store, f.cookie, f.base.Scheme == "https")
+	f.manager = session.NewManager(l.store, f.cookie, f.base.Scheme == "https")
 	l.force.Store(f)
 	l.recheck(context.Background())
 	return nil
@@ -308,7 +307,7 @@ func (l *Logins) Run(ctx context.Context) error {
 		case <-check.C:
 			l.recheck(ctx)
 		case <-sweep.C:
-			if err := errors.Join(l.store.sweep(ctx), l.sweepLinks(ctx)); err != nil && ctx.Err() == nil {
+			if err := errors.Join(l.store.Sweep(ctx), l.sweepLinks(ctx)); err != nil && ctx.Err() == nil {
 				l.log.Warn("expired sessions and links not removed", zap.Error(err))
 			}
 		}

@@ -25,6 +25,8 @@ import (
 	"relayd/pkg/admin/access"
 	"relayd/pkg/admin/access/peer"
 	"relayd/pkg/admin/console"
+	"relayd/pkg/admin/login/guess"
+	"relayd/pkg/admin/login/session"
 )
 
 // book is an audit log in memory; full, it takes nothing.
@@ -175,7 +177,7 @@ func TestGuessing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		good, hash := access.NewToken()
 		s := newSite(t, Options{Settings: Settings{Tokens: []access.Token{{Name: "a", Hash: hash, Role: access.Viewer}}}})
-		for range freeGuesses {
+		for range guess.Free {
 			if w := s.ask("GET", "/", bearer("x")); w.Code != 401 {
 				t.Fatalf("got %d", w.Code)
 			}
@@ -188,7 +190,7 @@ func TestGuessing(t *testing.T) {
 			t.Errorf("another address: got %d", w.Code)
 		}
 		for _, wait := range []string{"2", "4", "8", "16", "30", "30"} {
-			<-time.After(maxWait)
+			<-time.After(guess.MaxWait)
 			if w := s.ask("GET", "/", bearer("x")); w.Code != 401 {
 				t.Errorf("got %d", w.Code)
 			}
@@ -199,39 +201,12 @@ func TestGuessing(t *testing.T) {
 		if s.count("token", "limited") != 7 {
 			t.Errorf("limited: %v", s.count("token", "limited"))
 		}
-		<-time.After(maxWait)
+		<-time.After(guess.MaxWait)
 		if w := s.ask("GET", "/", bearer(good)); w.Code != 200 {
 			t.Errorf("got %d", w.Code)
 		}
-		if w := s.ask("GET", "/", bearer("x")); w.Code != 401 || s.guesses.wait(netip.MustParseAddr("10.1.1.1")) > 0 {
+		if w := s.ask("GET", "/", bearer("x")); w.Code != 401 || s.guesses.Wait(netip.MustParseAddr("10.1.1.1")) > 0 {
 			t.Errorf("what is right does not forgive: %d", w.Code)
-		}
-	})
-}
-
-func TestGuessesAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g guesses
-		for i := range maxAddresses + 100 {
-			g.add(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}))
-		}
-		if len(g.failed) > maxAddresses {
-			t.Errorf("remembers %d", len(g.failed))
-		}
-		one, neighbour := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::ffff:1")
-		for range freeGuesses + 1 {
-			g.add(one)
-		}
-		if g.wait(neighbour) == 0 || g.wait(netip.MustParseAddr("2001:db8:0:1::1")) != 0 {
-			t.Error("an IPv6 customer is a /64")
-		}
-		<-time.After(guessMemory + time.Second)
-		if g.wait(one) != 0 {
-			t.Error("old guesses count")
-		}
-		g.add(one)
-		if g.failed[guessKey(one)].count != 1 {
-			t.Error("old guesses are added to")
 		}
 	})
 }
@@ -312,7 +287,7 @@ func TestLinkIsForPeople(t *testing.T) {
 
 func TestLinkExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		links := &memory{}
+		links := &session.Memory{}
 		s := newSite(t, Options{Links: links})
 		path, used := s.link(access.Admin), s.link(access.Admin)
 		s.ask("GET", used)
@@ -337,7 +312,7 @@ func TestLinkExpires(t *testing.T) {
 
 func TestLinkGuessing(t *testing.T) {
 	s := newSite(t, Options{})
-	for range freeGuesses {
+	for range guess.Free {
 		s.ask("GET", "/login?code=x")
 	}
 	if w := s.ask("GET", s.link(access.Admin)); w.Code != 429 || w.Header().Get("Retry-After") == "" || len(s.cookies) > 0 || !strings.Contains(w.Body.String(), "Too many") {
@@ -402,13 +377,13 @@ func TestForgedCookies(t *testing.T) {
 
 // counting counts writes.
 type counting struct {
-	memory
+	session.Memory
 	puts int
 }
 
 func (c *counting) Put(ctx context.Context, name string, data []byte, revision uint64) (uint64, error) {
 	c.puts++
-	return c.memory.Put(ctx, name, data, revision)
+	return c.Memory.Put(ctx, name, data, revision)
 }
 
 func TestSessionLife(t *testing.T) {
@@ -423,18 +398,18 @@ func TestSessionLife(t *testing.T) {
 			t.Errorf("%d writes for a login and requests at once", records.puts)
 		}
 		began := time.Now()
-		for time.Since(began) < sessionLife-8*time.Hour { // used now and then it lives on
+		for time.Since(began) < session.Life-8*time.Hour { // used now and then it lives on
 			<-time.After(7 * time.Hour)
 			if s.ask("GET", "/"); s.seen == nil {
 				t.Fatalf("over after %v", time.Since(began))
 			}
 		}
-		<-time.After(sessionLife - time.Since(began))
+		<-time.After(session.Life - time.Since(began))
 		if s.ask("GET", "/"); s.seen != nil {
 			t.Error("lives on for ever")
 		}
 		s.ask("GET", s.link(access.Admin))
-		<-time.After(idleLife)
+		<-time.After(session.IdleLife)
 		if s.ask("GET", "/"); s.seen != nil {
 			t.Error("idle for 8 h, and still good")
 		}
@@ -549,7 +524,7 @@ func TestRequestUnderWayIsCutOff(t *testing.T) {
 // A session that another node has ended is cut off here within a minute, and what is over is swept.
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		records := &memory{}
+		records := &session.Memory{}
 		s := newSite(t, Options{Sessions: records})
 		s.ask("GET", s.link(access.Viewer))
 		ctx, stop := context.WithCancel(t.Context())
@@ -572,7 +547,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("went on for %v", d)
 		}
 		s.ask("GET", s.link(access.Viewer))
-		<-time.After(idleLife + sweepEvery)
+		<-time.After(session.IdleLife + sweepEvery)
 		if names, _ := records.Names(ctx); len(names) != 0 {
 			t.Errorf("not swept: %v", names)
 		}
@@ -622,13 +597,13 @@ func TestStorageFails(t *testing.T) {
 	if w := s.ask("GET", "/login?code=x"); w.Code != 503 {
 		t.Errorf("got %d", w.Code)
 	}
-	if s.guesses.wait(netip.MustParseAddr("10.1.1.1")) > 0 {
+	if s.guesses.Wait(netip.MustParseAddr("10.1.1.1")) > 0 {
 		t.Error("counts as a guess")
 	}
 }
 
 func TestDamagedSession(t *testing.T) {
-	records := &memory{}
+	records := &session.Memory{}
 	s := newSite(t, Options{Sessions: records})
 	s.ask("GET", s.link(access.Admin))
 	name := hashName(s.cookies["relayd-8080"])

@@ -136,7 +136,7 @@ func (l *Logins) enterByLink(w http.ResponseWriter, r *http.Request, code string
 	}
 	found, err := l.takeLink(r.Context(), code)
 	if errors.Is(err, errLink) {
-		l.guesses.add(peerOf(r))
+		l.guesses.Add(peerOf(r))
 		l.refuse(w, r, methodLink, http.StatusForbidden, shownPage{Refused: "login.refused.link"}, err)
 		return
 	}
@@ -147,7 +147,7 @@ func (l *Logins) enterByLink(w http.ResponseWriter, r *http.Request, code string
 		l.refuse(w, r, methodLink, http.StatusServiceUnavailable, shownPage{Refused: "login.refused.storage"}, err)
 		return
 	}
-	l.guesses.forgive(peerOf(r))
+	l.guesses.Forgive(peerOf(r))
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 

@@ -1,11 +1,11 @@
 package login
 
 import (
-	"context"
 	"crypto/x509"
 	"net/http"
 
 	"relayd/pkg/admin/access"
+	"relayd/pkg/admin/login/session"
 )
 
 // Settings say who may log in. They may change while the relay runs.
@@ -36,15 +36,5 @@ type Rule struct {
 	Role  access.Role
 }
 
-// Records is the encrypted, shared store of records of one kind. A revision names a record's version.
-type Records interface {
-	// Get returns a record; nil data and revision 0 where there is none.
-	Get(ctx context.Context, name string) (data []byte, revision uint64, err error)
-	// Put stores a record durably in place of the one with that revision, 0: of none. It returns the new revision, or 0 and no
-	// error where another has been quicker.
-	Put(ctx context.Context, name string, data []byte, revision uint64) (uint64, error)
-	// Delete removes a record, whatever its revision. None is no error.
-	Delete(ctx context.Context, name string) error
-	// Names lists all records.
-	Names(ctx context.Context) ([]string, error)
-}
+// Records is the encrypted, shared store of records of one kind.
+type Records = session.Records

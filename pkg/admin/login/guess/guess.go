@@ -1,4 +1,7 @@
-package login
+// Package guess makes who guesses wait.
+//
+// It keeps in memory how often an address has failed; a restart forgives all.
+package guess
 
 import (
 	"net/netip"
@@ -6,18 +9,18 @@ import (
 	"time"
 )
 
-// Bounds of guesses.
+// Bounds of [Guesses].
 const (
-	freeGuesses   = 5                // failed logins of an address before it must wait
-	maxWait       = 30 * time.Second // an administrator behind the same proxy as a guesser gets through that often
+	Free          = 5                // failed logins of an address before it must wait
+	MaxWait       = 30 * time.Second // an administrator behind the same proxy as a guesser gets through that often
 	guessMemory   = 10 * time.Minute // after which the failures of an address are forgotten
 	maxAddresses  = 4096             // remembered
 	ipv6Customers = 64               // bits of an IPv6 address that stand for one party
 )
 
-// guesses makes each address that has failed to log in wait before it may try again: 1 s, then twice as long each time. Tokens
+// Guesses makes each address that has failed to log in wait before it may try again: 1 s, then twice as long each time. Tokens
 // and links cannot be guessed; a hash in the configuration whose token is not random can. The zero value is ready to use.
-type guesses struct {
+type Guesses struct {
 	mu     sync.Mutex // guards failed
 	failed map[netip.Prefix]failures
 }
@@ -36,18 +39,19 @@ func guessKey(a netip.Addr) netip.Prefix {
 	return p
 }
 
-// wait returns for how long an address is not listened to yet.
-func (g *guesses) wait(a netip.Addr) time.Duration {
+// Wait returns for how long an address is not listened to yet.
+func (g *Guesses) Wait(a netip.Addr) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f := g.failed[guessKey(a)]
-	if f.count < freeGuesses || time.Since(f.last) > guessMemory {
+	if f.count < Free || time.Since(f.last) > guessMemory {
 		return 0
 	}
-	return time.Until(f.last.Add(min(maxWait, time.Second<<min(f.count-freeGuesses, 10))))
+	return time.Until(f.last.Add(min(MaxWait, time.Second<<min(f.count-Free, 10))))
 }
 
-func (g *guesses) add(a netip.Addr) {
+// Add notes that an address has failed.
+func (g *Guesses) Add(a netip.Addr) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.failed == nil {
@@ -65,7 +69,7 @@ func (g *guesses) add(a netip.Addr) {
 }
 
 // makeRoom forgets what has expired, or else any address. The caller holds mu.
-func (g *guesses) makeRoom(now time.Time) {
+func (g *Guesses) makeRoom(now time.Time) {
 	for key, f := range g.failed {
 		if now.Sub(f.last) > guessMemory {
 			delete(g.failed, key)
@@ -79,7 +83,8 @@ func (g *guesses) makeRoom(now time.Time) {
 	}
 }
 
-func (g *guesses) forgive(a netip.Addr) {
+// Forgive forgets that an address has failed.
+func (g *Guesses) Forgive(a netip.Addr) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.failed, guessKey(a))

@@ -1,4 +1,4 @@
-package login
+package session
 
 import (
 	"context"
@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// memory is Records of this process alone.
-type memory struct {
+// Memory is Records of this process alone. The zero Memory is ready to use.
+type Memory struct {
 	mu      sync.Mutex // guards all below
 	records map[string]memoryRecord
 	last    uint64
@@ -19,14 +19,16 @@ type memoryRecord struct {
 	revision uint64
 }
 
-func (m *memory) Get(_ context.Context, name string) ([]byte, uint64, error) {
+// Get implements Records.
+func (m *Memory) Get(_ context.Context, name string) ([]byte, uint64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.records[name]
 	return slices.Clone(r.data), r.revision, nil
 }
 
-func (m *memory) Put(_ context.Context, name string, data []byte, revision uint64) (uint64, error) {
+// Put implements Records.
+func (m *Memory) Put(_ context.Context, name string, data []byte, revision uint64) (uint64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.records[name].revision != revision {
@@ -40,14 +42,16 @@ func (m *memory) Put(_ context.Context, name string, data []byte, revision uint6
 	return m.last, nil
 }
 
-func (m *memory) Delete(_ context.Context, name string) error {
+// Delete implements Records.
+func (m *Memory) Delete(_ context.Context, name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.records, name)
 	return nil
 }
 
-func (m *memory) Names(context.Context) ([]string, error) {
+// Names implements Records.
+func (m *Memory) Names(context.Context) ([]string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Sorted(maps.Keys(m.records)), nil
