@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"relayd/pkg/sandbox/directory/control"
-	"relayd/pkg/sandbox/directory/signin"
 	"relayd/pkg/sandbox/fault"
 )
 
@@ -18,7 +17,7 @@ import (
 func (b *Sandbox) handler() http.Handler {
 	mux := http.NewServeMux()
 	b.endpoint.Routes(mux)
-	signin.New(b.directory, b.tickets).Routes(mux)
+	b.pages.Routes(mux)
 	control.New(b.directory).Routes(mux)
 
 	mux.HandleFunc("GET /sandbox/messages", b.serveMessages)

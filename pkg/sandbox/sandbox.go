@@ -37,6 +37,7 @@ import (
 
 	"relayd/pkg/sandbox/directory"
 	"relayd/pkg/sandbox/directory/endpoint"
+	"relayd/pkg/sandbox/directory/signin"
 	"relayd/pkg/sandbox/directory/ticket"
 	"relayd/pkg/sandbox/fault"
 	"relayd/pkg/sandbox/mailbox"
@@ -132,6 +133,7 @@ type Sandbox struct {
 	directory  *directory.Directory
 	tickets    *ticket.Store
 	endpoint   *endpoint.Endpoint
+	pages      *signin.Pages
 	mailboxes  *mailbox.Set
 	store      *store
 	submission *submission.Server
@@ -166,6 +168,9 @@ func New(opts Options) (*Sandbox, error) {
 	b.endpoint = endpoint.New(endpoint.Options{
 		Directory: b.directory, Tickets: b.tickets, Shortest: opts.TokenLifetimeMin, Longest: opts.TokenLifetimeMax,
 	})
+	if b.pages, err = signin.New(b.directory, b.tickets); err != nil {
+		return nil, err
+	}
 	for _, r := range opts.Faults {
 		if _, err := b.faults.Add(r); err != nil {
 			return nil, err

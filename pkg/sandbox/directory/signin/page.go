@@ -2,7 +2,6 @@ package signin
 
 import (
 	"embed"
-	"html/template"
 	"net/http"
 	"strings"
 
@@ -73,11 +72,6 @@ func (p *Pages) show(w http.ResponseWriter, _ *http.Request, status int, f *flow
 	if view.Tenant == "" {
 		view.Tenant = f.tenant.ID
 	}
-	templates, err := template.ParseFS(files, "pages/*.html")
-	if err != nil {
-		http.Error(w, "Internal Server Error", http.StatusInternalServerError)
-		return
-	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'")
@@ -85,7 +79,7 @@ func (p *Pages) show(w http.ResponseWriter, _ *http.Request, status int, f *flow
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	if err := templates.ExecuteTemplate(w, view.Name+".html", view); err != nil {
+	if err := p.templates.ExecuteTemplate(w, view.Name+".html", view); err != nil {
 		p.dir.Log().Warn("the page was cut short")
 	}
 }

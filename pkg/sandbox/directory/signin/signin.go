@@ -7,6 +7,8 @@
 package signin
 
 import (
+	"fmt"
+	"html/template"
 	"net/http"
 	"net/url"
 	"strings"
@@ -24,13 +26,18 @@ const cookieName = "SBXAUTH"
 
 // Pages serves people. Its methods may be called from any goroutine.
 type Pages struct {
-	dir     *directory.Directory
-	tickets *ticket.Store
+	dir       *directory.Directory
+	tickets   *ticket.Store
+	templates *template.Template
 }
 
-// New returns the pages of a directory.
-func New(dir *directory.Directory, tickets *ticket.Store) *Pages {
-	return &Pages{dir: dir, tickets: tickets}
+// New returns the pages of a directory. An error means that a template is broken.
+func New(dir *directory.Directory, tickets *ticket.Store) (*Pages, error) {
+	templates, err := template.ParseFS(files, "pages/*.html")
+	if err != nil {
+		return nil, fmt.Errorf("read the sign-in pages: %w", err)
+	}
+	return &Pages{dir: dir, tickets: tickets, templates: templates}, nil
 }
 
 // Routes registers the pages.

@@ -33,7 +33,11 @@ func newTestPages(t testing.TB) (*directory.Directory, *ticket.Store, *http.Serv
 	}
 	tickets := ticket.New(ticket.Options{})
 	mux := http.NewServeMux()
-	New(dir, tickets).Routes(mux)
+	pages, err := New(dir, tickets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages.Routes(mux)
 	return dir, tickets, mux
 }
 
