@@ -1,5 +1,3 @@
-//go:build openid
-
 // Package provider speaks OpenID Connect to the provider that people log in by: authorization code with PKCE.
 //
 // The provider is asked where its endpoints are when somebody wants to log in, so that the relay starts without it. The package
