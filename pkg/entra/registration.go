@@ -57,7 +57,7 @@ type registration struct {
 
 	mu      sync.Mutex // guards what follows
 	proof   credential.Credential
-	machine *credential.Machine // the managed identity that is the application itself; nil: none
+	machine *credential.Machine // the managed identity; nil: another credential
 	problem *status.Error       // what the application was last refused; nil: nothing
 }
 
@@ -119,11 +119,8 @@ func (r *registration) prove(audience string) error {
 	case t.FederatedToken != nil:
 		r.proof = credential.Federated(t.FederatedToken)
 	case t.ManagedIdentity != "":
-		machine := &credential.Machine{ID: t.ManagedIdentity, Client: r.tokens.direct(), Getenv: os.Getenv}
-		if t.ManagedIdentity == t.ClientID && !t.Delegated {
-			r.machine = machine
-		}
-		r.proof = machine.Federated(audience)
+		r.machine = &credential.Machine{ID: t.ManagedIdentity, Client: r.tokens.direct(), Getenv: os.Getenv}
+		r.proof = r.machine.Federated(audience)
 	default:
 		r.proof = credential.None()
 	}
@@ -232,21 +229,24 @@ func secrets(form url.Values) []string {
 	return all
 }
 
-// own asks for a token of the application itself.
+// own asks for a token of the application itself. Where the machine's managed identity is that application, the machine
+// gives it; another application takes the identity's token for an assertion.
 func (r *registration) own(ctx context.Context) (*oauth2.Token, time.Duration, *status.Error) {
 	r.mu.Lock()
 	machine := r.machine
 	r.mu.Unlock()
-	if machine == nil {
-		return r.ask(ctx, r.appScope, url.Values{})
+	if machine != nil && (machine.ID == "system" || strings.EqualFold(machine.ID, r.tenant.ClientID)) {
+		started := time.Now()
+		tok, err := machine.Token(ctx, strings.TrimSuffix(r.appScope, "/.default"))
+		switch {
+		case err == nil && strings.EqualFold(fmt.Sprint(tok.Extra("client_id")), r.tenant.ClientID), err == nil && machine.ID != "system":
+			return r.accept(tok, started)
+		case err != nil && machine.ID != "system":
+			e, hold := r.explain(err)
+			return nil, hold, r.noted(e)
+		}
 	}
-	started := time.Now()
-	tok, err := machine.Token(ctx, strings.TrimSuffix(r.appScope, "/.default"))
-	if err != nil {
-		e, hold := r.explain(err)
-		return nil, hold, r.noted(e)
-	}
-	return r.accept(tok, started)
+	return r.ask(ctx, r.appScope, url.Values{})
 }
 
 // refresh asks for a token by an owner's refresh token. The answer may hold a new one in its place.

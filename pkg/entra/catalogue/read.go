@@ -36,6 +36,7 @@ func Read(all []Rule, err error, asked Request) (e *status.Error, hold time.Dura
 	if refusal.Response != nil {
 		code, header = refusal.Response.StatusCode, refusal.Response.Header
 	}
+	refusal = named(refusal)
 	numbers := codes(refusal)
 	r := all[slices.IndexFunc(all, func(r Rule) bool { return r.fits(code, refusal.ErrorCode, numbers, asked.Person) })]
 	hold = r.Hold
@@ -48,6 +49,20 @@ func Read(all []Rule, err error, asked Request) (e *status.Error, hold time.Dura
 		e.Code, e.Enhanced = 535, status.Enhanced{5, 7, 8}
 	}
 	return e, hold
+}
+
+// named returns e with the "error" of its body where the library has not read it, as of the endpoint of device codes.
+func named(e *oauth2.RetrieveError) *oauth2.RetrieveError {
+	var body struct {
+		Error       string `json:"error"`
+		Description string `json:"error_description"`
+	}
+	if e.ErrorCode != "" || json.Unmarshal(e.Body, &body) != nil || body.Error == "" {
+		return e
+	}
+	full := *e
+	full.ErrorCode, full.ErrorDescription = body.Error, body.Description
+	return &full
 }
 
 // codes returns the AADSTS numbers: error_codes, or, where there are none, as in what a browser brings back, those that the

@@ -45,7 +45,8 @@ func (m *Machine) Federated(audience string) Credential {
 	}
 }
 
-// Token returns a token of the identity itself for a resource. Errors are *status.Error.
+// Token returns a token of the identity itself for a resource. Its extra "client_id" is the identity's, where the machine
+// says. Errors are *status.Error.
 func (m *Machine) Token(ctx context.Context, resource string) (*oauth2.Token, error) {
 	request, err := m.request(ctx, resource)
 	if err != nil {
@@ -97,6 +98,7 @@ func answer(body []byte, now time.Time) (*oauth2.Token, error) {
 	var a struct {
 		Token   string          `json:"access_token"`
 		Type    string          `json:"token_type"`
+		Client  string          `json:"client_id"`
 		In      json.RawMessage `json:"expires_in"`
 		Expires json.RawMessage `json:"expires_on"` // Unix time
 	}
@@ -109,7 +111,7 @@ func answer(body []byte, now time.Time) (*oauth2.Token, error) {
 	} else if n, ok := number(a.Expires); ok {
 		token.Expiry = time.Unix(n, 0)
 	}
-	return token, nil
+	return token.WithExtra(map[string]any{"client_id": a.Client}), nil
 }
 
 func number(raw json.RawMessage) (int64, bool) {
