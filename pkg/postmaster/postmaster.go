@@ -1,5 +1,6 @@
 // Package postmaster decides what relayd itself writes, and puts it into the queue: notifications to the senders of mail
-// that failed or waits, notices to operators of mailboxes that cannot send, and a digest of what failed.
+// that failed or waits, notices to operators of mailboxes that cannot send, a digest of what failed, and whatever else other
+// parts have operators told ([Postmaster.Notice]).
 //
 // Nothing it writes may come back and be written about again, and no fault of the far end may turn into a flood of mail:
 //

@@ -79,7 +79,7 @@ type Options struct {
 
 // Vault is an open vault. All its methods may be called at once, and by several vaults on one store.
 type Vault struct {
-	opts    Options
+	opts    Options // Key and Previous are guarded by changes
 	log     *zap.Logger
 	ring    atomic.Pointer[keyring]
 	opened  uint64     // position in the store's changes when it was
@@ -396,6 +396,20 @@ func (v *Vault) Reload(ctx context.Context) error {
 	v.changes.Lock()
 	defer v.changes.Unlock()
 	return v.reload(ctx)
+}
+
+// Configure has the vault use other keys, as in [Options], on the terms of Reload: on an error all stays as it was. Rotate
+// then seals with the new one what there is.
+func (v *Vault) Configure(ctx context.Context, key func() ([]byte, error), previous []func() ([]byte, error)) error {
+	v.changes.Lock()
+	defer v.changes.Unlock()
+	was := v.opts
+	v.opts.Key, v.opts.Previous = key, previous
+	if err := v.reload(ctx); err != nil {
+		v.opts = was
+		return err
+	}
+	return nil
 }
 
 // reload is Reload for who holds changes.

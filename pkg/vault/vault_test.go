@@ -423,6 +423,32 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// TestConfigure is how an operator changes the key of a running relay.
+func TestConfigure(t *testing.T) {
+	r := newRig(t, t.TempDir())
+	v := r.open(keyA)
+	k := v.Kind("grant")
+	put(t, k, "a", "1")
+	if err := v.Configure(t.Context(), keyOf(keyB), nil); !errors.Is(err, ErrKey) {
+		t.Errorf("got %v, want a refusal to lose the record", err)
+	}
+	put(t, k, "b", "2")
+	if n, err := v.Rotate(t.Context()); n != 0 || err != nil { // by the keys there were
+		t.Errorf("got %d, %v", n, err)
+	}
+	if err := v.Configure(t.Context(), keyOf(keyB), []func() ([]byte, error){keyOf(keyA)}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := v.Rotate(t.Context()); n != 2 || err != nil {
+		t.Errorf("got %d, %v, want both records", n, err)
+	}
+	if err := v.Configure(t.Context(), keyOf(keyB), nil); err != nil {
+		t.Error(err)
+	}
+	want(t, k, "a", "1")
+	want(t, r.open(keyB).Kind("grant"), "b", "2")
+}
+
 // TestReloadOfAnEmptyVault: the index alone is no reason to keep a key, and follows the new one.
 func TestReloadOfAnEmptyVault(t *testing.T) {
 	r := newRig(t, t.TempDir())
