@@ -1,4 +1,4 @@
-// Package sandbox simulates Exchange Online's SMTP submission and the part of Entra ID that hands out its tokens.
+// Package sandbox simulates Exchange Online's SMTP submission and Entra ID as far as its tokens and sign-ins go.
 //
 // It is an independent reading of the same facts relayd's client side is built on: it imports nothing of the relay and
 // speaks SMTP from its own parser and its own body reader, so a misreading on one side shows up on the other. It is
@@ -15,12 +15,15 @@
 //     like any address the login may not use. Every From address must be the login or a Send As grant.
 //   - AUTH XOAUTH2 with an initial response works, and fails with a plain 535; [Options.RefuseInitialResponse] always
 //     fails it.
+//   - A refresh token that was replaced stays good; [Options.StrictRotation] takes its second use for theft. Revoking a
+//     user leaves access tokens alone, as Entra does without continuous access evaluation.
+//   - A page that refuses a person offers to send the error back to the application, which Microsoft's mostly do not.
 //   - 35 MB is 35 MiB. Only accepted messages are charged to the recipients a day.
 //
 // All state is in memory and dies with the process.
 //
 // The parts are packages below this one: wire (the grammar), text (the replies), fault, mailbox (limits), directory
-// (Entra ID) and submission (SMTP sessions).
+// (Entra ID, in parts of its own) and submission (SMTP sessions).
 package sandbox
 
 import (
