@@ -191,7 +191,7 @@ func TestTwoNodesOverTheVault(t *testing.T) {
 		if len(got) != 1 || got[refused] != 0 {
 			t.Fatalf("round %d: %d different tokens", n, len(got))
 		}
-		if asked := int64(box.Stats().TokenRequests["refresh_token"]); asked != n {
+		if asked := box.Stats().TokenRequests["refresh_token"]; asked != n {
 			t.Fatalf("round %d: %d requests", n, asked)
 		}
 		for refused = range got {
