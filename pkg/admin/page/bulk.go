@@ -76,7 +76,11 @@ func (p *page) choose(ctx context.Context, w http.ResponseWriter, r *http.Reques
 		if err != nil {
 			return api.ErrNotFound
 		}
-		found, err := p.find(ctx, readSearch(filters).queries, "", maxBulk+1)
+		queries := readSearch(filters).queries
+		for i := range queries {
+			queries[i].Queued = true // nothing can be done to what has left the queue
+		}
+		found, err := p.find(ctx, queries, "", maxBulk+1)
 		if err != nil {
 			return err
 		}
@@ -134,7 +138,7 @@ func (p *page) look(ctx context.Context, w http.ResponseWriter, r *http.Request,
 
 // carryOut does the action to every message, and says which it was not done to.
 func (p *page) carryOut(ctx context.Context, w http.ResponseWriter, r *http.Request, do func(context.Context, envelope.ID, string) error, in *intent) {
-	by, peer := who(r), p.peer(r)
+	by, peer := who(r), peerOf(r)
 	errs := make([]error, len(in.Messages))
 	var all errgroup.Group
 	all.SetLimit(bulkWorkers)

@@ -172,7 +172,7 @@ func (f *fakeMessages) List(_ context.Context, q envelope.Query) ([]envelope.Sum
 	var found []envelope.Summary
 	for _, s := range f.all {
 		switch {
-		case q.ID != "" && q.ID != s.ID, q.Before != "" && s.ID >= q.Before, q.State != "" && q.State != s.State,
+		case q.Queued && s.State == envelope.Sent, q.ID != "" && q.ID != s.ID, q.Before != "" && s.ID >= q.Before, q.State != "" && q.State != s.State,
 			q.Sender != "" && !fits(q.Sender, s.Sender), q.MessageID != "" && strings.Trim(q.MessageID, "<>") != strings.Trim(s.MessageID, "<>"),
 			!q.Since.IsZero() && s.Received.Before(q.Since), !q.Until.IsZero() && !s.Received.Before(q.Until),
 			q.Recipient != "" && !slices.ContainsFunc(s.Recipients, func(a envelope.Address) bool { return fits(q.Recipient, a) }):

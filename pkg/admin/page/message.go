@@ -134,12 +134,10 @@ func (p *page) act(w http.ResponseWriter, r *http.Request) {
 	}
 	err := do(ctx, id, who(r))
 	p.log.Info("operator acts on a message", zap.String("id", string(id)), zap.String("action", name),
-		zap.String("client", who(r)), zap.String("peer", p.peer(r)), zap.Error(err))
+		zap.String("client", who(r)), zap.String("peer", peerOf(r)), zap.Error(err))
 	if err != nil {
 		p.view.Fail(w, r, err)
 		return
 	}
 	p.view.Redirect(w, r, "/messages/"+string(id), "messages.notice."+name, "1")
 }
-
-func (*page) peer(r *http.Request) string { return access.From(r.Context()).Peer }

@@ -239,9 +239,9 @@ func mayHelp(state envelope.State) []string {
 	}
 }
 
-// summary is one message's line of a listing.
+// summary is the line of a listing of a message that is in the queue.
 func (p *page) summary(ctx context.Context, id envelope.ID) (envelope.Summary, error) {
-	found, err := p.messages.List(ctx, envelope.Query{ID: id, Limit: 1})
+	found, err := p.messages.List(ctx, envelope.Query{ID: id, Queued: true, Limit: 1})
 	if err == nil && len(found) == 0 {
 		err = api.ErrNotFound
 	}

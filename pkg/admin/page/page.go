@@ -89,3 +89,6 @@ const askTime = 15 * time.Second
 
 // who is the caller as history and audit log show it.
 func who(r *http.Request) string { return access.From(r.Context()).Name }
+
+// peerOf is the caller's IP address, for the log.
+func peerOf(r *http.Request) string { return access.From(r.Context()).Peer }

@@ -351,7 +351,7 @@ var hidden = regexp.MustCompile(`<input type="hidden" name="id" value="([0-9a-z]
 func TestBulkShowsFirstThenDoesWhatWasShown(t *testing.T) {
 	r := newRig(t, 30, "")
 	a, b := string(r.messages.all[3].ID), string(r.messages.all[5].ID)
-	gone := string(envelope.NewID(time.UnixMilli(1)))
+	gone := string(r.messages.all[0].ID) // has been sent
 	w := r.ask(access.Operator, "POST", "/messages/actions", url.Values{"action": {"hold"}, "id": {a, b, a, gone, "x"}, "back": {"/messages?state=deferred"}})
 	got := w.Body.String()
 	viewtest.Page(t, got)
@@ -403,6 +403,9 @@ func TestBulkOfAllThatFit(t *testing.T) {
 	got = r.ask(access.Operator, "POST", "/messages/actions", form).Body.String()
 	if n := len(hidden.FindAllString(got, -1)); n != 1000 || !strings.Contains(got, "More fit") {
 		t.Errorf("got %d of all messages, and does not say that there are more", n)
+	}
+	if form.Set("query", "state=sent"); r.ask(access.Operator, "POST", "/messages/actions", form).Code != http.StatusSeeOther {
+		t.Error("what has been sent is to be dropped")
 	}
 	for _, query := range []string{"state=nonsense", "q=two words", "%zz"} { // a filter that cannot be read fits nothing, not everything
 		form.Set("query", query)
