@@ -161,7 +161,7 @@ func (f *Frame) May(scope string) bool { return f.Principal.May(access.Scope(sco
 // Render answers with a page, or with the part of it that htmx asked for. A page that cannot be rendered is logged and answered
 // with a short text, never with half a page.
 func (v *Renderer) Render(w http.ResponseWriter, r *http.Request, p Page) {
-	lang := v.language(w, r)
+	lang := remember(w, r)
 	f := &Frame{Page: p, Principal: access.From(r.Context()), Lang: lang, Version: v.version, Notice: v.notice(lang, r)}
 	f.Menu, f.Switch = v.menu(lang, p.Nav), v.languageLinks(lang, r, p.Self)
 	name := "layout"

@@ -176,18 +176,26 @@ const (
 	langAge    = 365 * 24 * 60 * 60 // s
 )
 
-// language chooses: ?lang=, which is remembered in a cookie; the cookie; Accept-Language; English.
-func (v *Renderer) language(w http.ResponseWriter, r *http.Request) string {
-	if asked := r.URL.Query().Get("lang"); slices.Contains(Languages(), asked) {
-		//nolint:gosec // a language is no secret; the page may be served without TLS on a loopback address
-		http.SetCookie(w, &http.Cookie{Name: langCookie, Value: asked, Path: "/", MaxAge: langAge, HttpOnly: true,
-			Secure: r.TLS != nil, SameSite: http.SameSiteLaxMode})
-		return asked
+// language chooses: ?lang=, the cookie, Accept-Language, English. asked is whether the address says so.
+func language(r *http.Request) (lang string, asked bool) {
+	if l := r.URL.Query().Get("lang"); slices.Contains(Languages(), l) {
+		return l, true
 	}
 	if c, err := r.Cookie(langCookie); err == nil && slices.Contains(Languages(), c.Value) {
-		return c.Value
+		return c.Value, false
 	}
-	return accepted(r.Header.Get("Accept-Language"))
+	return accepted(r.Header.Get("Accept-Language")), false
+}
+
+// remember returns the language, and keeps in a cookie what an address says.
+func remember(w http.ResponseWriter, r *http.Request) string {
+	lang, asked := language(r)
+	if asked {
+		//nolint:gosec // a language is no secret; the page may be served without TLS on a loopback address
+		http.SetCookie(w, &http.Cookie{Name: langCookie, Value: lang, Path: "/", MaxAge: langAge, HttpOnly: true,
+			Secure: r.TLS != nil, SameSite: http.SameSiteLaxMode})
+	}
+	return lang
 }
 
 // accepted is the first language of an Accept-Language field that there is. Browsers list them by preference, so weights are not
@@ -207,8 +215,9 @@ func accepted(field string) string {
 }
 
 // Say returns a word for that request, for texts that stand in data. An unknown key is returned as it is.
-func (v *Renderer) Say(w http.ResponseWriter, r *http.Request, key string, args ...any) string {
-	text, err := v.words.say(v.language(w, r), key, args...)
+func (v *Renderer) Say(_ http.ResponseWriter, r *http.Request, key string, args ...any) string {
+	lang, _ := language(r)
+	text, err := v.words.say(lang, key, args...)
 	if err != nil {
 		return key
 	}
