@@ -232,13 +232,13 @@ func (g *guideView) fill(tenants []console.Tenant) {
 	g.AddPath = query("/senders/new", "way", way, "tenant", g.Tenant, "match", g.Sender)
 }
 
-// portal is where apps of a cloud are registered.
+// portal is where apps of a cloud are registered (Microsoft, "Authentication and national clouds").
 func portal(cloud string) string {
 	switch cloud {
 	case "gcc-high", "dod":
-		return "https://entra.microsoft.us"
+		return "https://portal.azure.us"
 	case "china":
-		return "https://entra.microsoftonline.cn"
+		return "https://portal.azure.cn"
 	}
 	return "https://entra.microsoft.com"
 }
@@ -278,7 +278,7 @@ func (g *guideView) steps(redirectURI string) []*step {
 		if g.Mailbox != nil {
 			consent.State = state(g.Mailbox.Consent != nil && g.Mailbox.Consent.Problem == nil)
 		}
-		return []*step{register, secret, permission, enter, smtpauth, sender, consent, test, g.sendAs(connect, noMailbox)}
+		return []*step{register, secret, permission, enter, sender, smtpauth, consent, test, g.sendAs(connect, noMailbox)}
 	}
 	principal := &step{Name: stepPrincipal, Items: items("principal", "1", "2"), Missing: noTenant, Check: true}
 	permission.Items = items("permission", "classic1", "classic2", "4", "5")
@@ -297,7 +297,7 @@ func (g *guideView) steps(redirectURI string) []*step {
 		}
 		principal.Missing = noSender // for the check alone
 	}
-	return []*step{register, secret, permission, enter, principal, smtpauth, sender, test}
+	return []*step{register, secret, permission, enter, sender, principal, smtpauth, test}
 }
 
 // sendAs is the step for mail from another address than that of who signed in.

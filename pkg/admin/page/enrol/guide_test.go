@@ -23,18 +23,18 @@ func TestGuideLeadsEachWay(t *testing.T) {
 		query, steps string
 		want, not    []string
 	}{
-		{"", "register secret permission enter smtpauth sender consent test sendas",
+		{"", "register secret permission enter sender smtpauth consent test sendas",
 			[]string{"https://relay.contoso.com/oauth/callback", "<code>SMTP.Send</code>", "Microsoft Graph", "https://entra.microsoft.com"}, []string{"SendAsApp"}},
-		{"?way=classic", "register secret permission enter principal smtpauth sender test",
+		{"?way=classic", "register secret permission enter sender principal smtpauth test",
 			[]string{"<code>SMTP.SendAsApp</code>", "Office 365 Exchange Online"}, []string{"/oauth/callback", "New-ManagementRoleAssignment"}},
-		{"?way=classic&tenant=fabrikam&sender=a@fabrikam.com", "register secret permission enter principal smtpauth sender test",
+		{"?way=classic&tenant=fabrikam&sender=a@fabrikam.com", "register secret permission enter sender principal smtpauth test",
 			[]string{"New-ServicePrincipal -AppId &#39;" + clientGUID + "&#39; -ObjectId $app.Id", "Add-MailboxPermission -Identity &#39;a@fabrikam.com&#39;",
-				"Set-CASMailbox -Identity &#39;a@fabrikam.com&#39; -SmtpClientAuthenticationDisabled $false", "O365USGovGCCHigh", "https://entra.microsoft.us"}, []string{"Application SMTP.SendAsApp"}},
-		{"?way=rbac&tenant=fabrikam&sender=a@fabrikam.com&object=1234", "register secret permission enter principal smtpauth sender test",
+				"Set-CASMailbox -Identity &#39;a@fabrikam.com&#39; -SmtpClientAuthenticationDisabled $false", "O365USGovGCCHigh", "https://portal.azure.us"}, []string{"Application SMTP.SendAsApp"}},
+		{"?way=rbac&tenant=fabrikam&sender=a@fabrikam.com&object=1234", "register secret permission enter sender principal smtpauth test",
 			[]string{"Application SMTP.SendAsApp", "-ObjectId &#39;1234&#39;", "Grant <strong>no</strong> API permission"}, []string{"Add-MailboxPermission", "admin-consent-url"}},
-		{"?way=rbac&tenant=contoso", "register secret permission enter smtpauth sender consent test sendas", []string{"admin-consent-url"}, nil}, // the tenant decides
-		{"?tenant=fabrikam", "register secret permission enter principal smtpauth sender test", nil, []string{"Start authentication"}},
-		{"?tenant=contoso&sender=app@contoso.com&other=o'neil@contoso.com", "register secret permission enter smtpauth sender consent test sendas",
+		{"?way=rbac&tenant=contoso", "register secret permission enter sender smtpauth consent test sendas", []string{"admin-consent-url"}, nil}, // the tenant decides
+		{"?tenant=fabrikam", "register secret permission enter sender principal smtpauth test", nil, []string{"Start authentication"}},
+		{"?tenant=contoso&sender=app@contoso.com&other=o'neil@contoso.com", "register secret permission enter sender smtpauth consent test sendas",
 			[]string{"Add-RecipientPermission -Identity &#39;o&#39;&#39;neil@contoso.com&#39; -Trustee &#39;app@contoso.com&#39;", "Signed in as app@contoso.com.",
 				`action="/senders/app@contoso.com/consent"`, `href="/senders/app@contoso.com/test"`, "/senders/app@contoso.com?from=o%27neil%40contoso.com#send-as"}, nil},
 	}
