@@ -23,14 +23,44 @@ package consent
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
+	"relayd/pkg/entra/consent/refusal"
 	"relayd/pkg/entra/grant"
+	"relayd/pkg/entra/identity"
 	"relayd/pkg/status"
+)
+
+// What [Consents]'s methods answer besides a *status.Error.
+var (
+	ErrInvitation = errors.New("the link has been used, has expired, or never was one")
+	ErrDevice     = errors.New("there is no such sign-in by device code")
+)
+
+// What bounds the records, so that nobody can fill the store by opening a page.
+const (
+	pendingLife    = 10 * time.Minute
+	maxPending     = 1000 // in all
+	maxPerSession  = 8    // of one browser session, or by one link; one more takes the place of the oldest
+	maxDevices     = 200
+	maxInvitations = 10000
+
+	invitationLife = 72 * time.Hour // where Invite is given none
+	sweepEvery     = time.Minute
+	maxAnswer      = 1 << 20 // octets of Entra ID's answer
+	finishTimeout  = 45 * time.Second
 )
 
 // Registration is one app registration, ready to be asked for consent with.
@@ -121,4 +151,251 @@ type Invitation struct {
 	Sender  string
 	Login   string
 	Expires time.Time
+}
+
+// pending is a browser that was sent to Entra ID, as it is stored.
+type pending struct {
+	Admin      bool      `json:"admin,omitempty"`
+	Tenant     string    `json:"tenant"`
+	Login      string    `json:"login,omitempty"`
+	Sender     string    `json:"sender,omitempty"`
+	Session    string    `json:"session"` // hash
+	Nonce      string    `json:"nonce,omitempty"`
+	Verifier   string    `json:"verifier,omitempty"` // of PKCE
+	Redirect   string    `json:"redirect"`           // as sent: redeeming must repeat it, whatever public_url is by then
+	Invitation string    `json:"invitation,omitempty"`
+	Begun      time.Time `json:"begun"`
+	Expires    time.Time `json:"expires"`
+	Taken      bool      `json:"taken,omitempty"` // by a callback
+}
+
+// Consents is all sign-ins under way. It is safe for concurrent use.
+type Consents struct {
+	options     Options
+	log         *zap.Logger
+	identity    *identity.Verifier
+	pending     box[pending]
+	devices     box[device]
+	invitations box[invitation]
+	wake        chan struct{} // buffered; told when due has changed
+
+	mu  sync.Mutex // guards due
+	due map[string]time.Time
+}
+
+// New checks the options. Nothing is asked or read before [Consents.Run] or a first call.
+func New(o Options) (*Consents, error) {
+	if o.Registration == nil || o.Pending == nil || o.Devices == nil || o.Invitations == nil || o.Adopt == nil || o.RedirectURI == nil {
+		return nil, errors.New("consent: an option is missing")
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	return &Consents{
+		options: o, log: o.Logger, identity: identity.New(),
+		pending: box[pending]{o.Pending}, devices: box[device]{o.Devices}, invitations: box[invitation]{o.Invitations},
+		wake: make(chan struct{}, 1), due: map[string]time.Time{},
+	}, nil
+}
+
+// Start returns where to send the browser of r.Session, so that r.Login signs in (RFC 6749, section 4.1.1; RFC 7636).
+func (c *Consents) Start(ctx context.Context, r Request) (string, error) {
+	return c.start(ctx, r, "")
+}
+
+func (c *Consents) start(ctx context.Context, r Request, invitation string) (string, error) {
+	reg, err := c.registration(r.Tenant)
+	if err != nil {
+		return "", err
+	}
+	if !strings.Contains(r.Login, "@") {
+		return "", refusal.NoLogin()
+	}
+	nonce, verifier := random(), random()
+	p := pending{Tenant: r.Tenant, Login: strings.ToLower(r.Login), Sender: r.Sender, Nonce: nonce, Verifier: verifier, Invitation: invitation}
+	state, err := c.begin(ctx, &p, r.Session)
+	if err != nil {
+		return "", err
+	}
+	challenge := sha256.Sum256([]byte(verifier))
+	c.log.Info("sign-in begun", zap.String("tenant", p.Tenant), zap.String("login", p.Login), zap.Bool("invited", invitation != ""))
+	return reg.endpoint("oauth2/v2.0/authorize") + "?" + url.Values{
+		"client_id": {reg.ClientID}, "response_type": {"code"}, "response_mode": {"query"}, "redirect_uri": {p.Redirect},
+		"scope": {reg.scopes()}, "state": {state}, "nonce": {nonce}, "login_hint": {p.Login},
+		"code_challenge": {base64.RawURLEncoding.EncodeToString(challenge[:])}, "code_challenge_method": {"S256"},
+	}.Encode(), nil
+}
+
+// StartAdmin returns where to send the browser of session, so that an administrator consents for the whole organisation to
+// what the tenant's app registration needs (https://learn.microsoft.com/entra/identity-platform/v2-admin-consent).
+func (c *Consents) StartAdmin(ctx context.Context, tenant, session string) (string, error) {
+	reg, err := c.registration(tenant)
+	if err != nil {
+		return "", err
+	}
+	p := pending{Admin: true, Tenant: tenant}
+	state, err := c.begin(ctx, &p, session)
+	if err != nil {
+		return "", err
+	}
+	c.log.Info("administrator's consent begun", zap.String("tenant", tenant))
+	return reg.endpoint("v2.0/adminconsent") + "?" + url.Values{
+		"client_id": {reg.ClientID}, "redirect_uri": {p.Redirect}, "scope": {reg.Scope}, "state": {state},
+	}.Encode(), nil
+}
+
+// begin stores p for session and returns its state.
+func (c *Consents) begin(ctx context.Context, p *pending, session string) (string, error) {
+	if p.Redirect = c.options.RedirectURI(); p.Redirect == "" {
+		return "", refusal.NoRedirect()
+	}
+	if session == "" {
+		return "", refusal.NoSession()
+	}
+	bucket := bucketOf("session", session)
+	if p.Invitation != "" {
+		bucket = bucketOf("invitation", p.Invitation)
+	}
+	if err := c.makeRoom(ctx, bucket); err != nil {
+		return "", err
+	}
+	p.Session, p.Begun = sum(session), time.Now()
+	p.Expires = p.Begun.Add(pendingLife)
+	state := bucket + "." + random()
+	name, _ := nameOf(state)
+	if revision, err := c.pending.put(ctx, name, p, 0); err != nil || revision == 0 {
+		return "", refusal.Store(err)
+	}
+	return state, nil
+}
+
+// makeRoom keeps the pending records within their bounds before one more.
+func (c *Consents) makeRoom(ctx context.Context, bucket string) error {
+	names, err := c.options.Pending.Names(ctx)
+	if err != nil {
+		return refusal.Store(err)
+	}
+	if len(names) >= maxPending {
+		if names, err = c.pending.sweep(ctx, names, func(p *pending) bool { return time.Now().Before(p.Expires) }); err != nil {
+			return refusal.Store(err)
+		}
+		if len(names) >= maxPending {
+			return refusal.Busy()
+		}
+	}
+	type entry struct {
+		name  string
+		begun time.Time
+	}
+	var mine []entry
+	for _, name := range names {
+		if !strings.HasPrefix(name, bucket+".") {
+			continue
+		}
+		p, _, err := c.pending.get(ctx, name)
+		if err != nil {
+			return refusal.Store(err)
+		}
+		mine = append(mine, entry{name, p.Begun})
+	}
+	slices.SortFunc(mine, func(a, b entry) int { return a.begun.Compare(b.begun) })
+	for ; len(mine) >= maxPerSession; mine = mine[1:] {
+		if err := c.options.Pending.Delete(ctx, mine[0].name); err != nil {
+			return refusal.Store(err)
+		}
+	}
+	return nil
+}
+
+// Run polls device codes and drops what has expired, until ctx ends and the answers under way are in.
+func (c *Consents) Run(ctx context.Context) {
+	var work sync.WaitGroup
+	defer work.Wait()
+	work.Go(func() { c.pollAll(ctx) })
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(sweepEvery):
+			c.sweep(ctx)
+		}
+	}
+}
+
+func (c *Consents) sweep(ctx context.Context) {
+	now := time.Now()
+	err := errors.Join(
+		c.pending.sweepAll(ctx, func(p *pending) bool { return now.Before(p.Expires) }),
+		c.devices.sweepAll(ctx, func(d *device) bool { return now.Before(d.Expires.Add(deviceMemory)) }),
+		c.invitations.sweepAll(ctx, func(i *invitation) bool { return now.Before(i.Expires) }),
+	)
+	if err != nil && ctx.Err() == nil {
+		c.log.Warn("expired sign-ins not dropped", zap.Error(err))
+	}
+}
+
+func (c *Consents) registration(tenant string) (Registration, error) {
+	reg, err := c.options.Registration(tenant)
+	if err != nil {
+		return reg, err
+	}
+	reg.Authority = strings.TrimRight(reg.Authority, "/")
+	client := http.Client{}
+	if reg.Client != nil {
+		client = *reg.Client
+	}
+	if client.Timeout == 0 {
+		client.Timeout = 30 * time.Second
+	}
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // it carries secrets
+	reg.Client = &client
+	return reg, nil
+}
+
+func (r *Registration) endpoint(path string) string {
+	return fmt.Sprintf("%s/%s/%s", r.Authority, url.PathEscape(r.TenantID), path)
+}
+
+func (r *Registration) tenant() identity.Tenant {
+	return identity.Tenant{Authority: r.Authority, ID: r.TenantID, Client: r.Client}
+}
+
+// scopes returns what is asked for: what sending needs, and what makes Entra ID give a refresh token and say who signed in.
+func (r *Registration) scopes() string {
+	all := strings.Fields(r.Scope)
+	for _, s := range []string{"offline_access", "openid", "profile"} {
+		if !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	return strings.Join(all, " ")
+}
+
+// random returns 256 random bits as 43 characters that need no escaping in a URL; PKCE wants 43 to 128.
+func random() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return base64.RawURLEncoding.EncodeToString(b[:])
+}
+
+func sum(s string) string {
+	h := sha256.Sum256([]byte(s))
+	return base64.RawURLEncoding.EncodeToString(h[:])
+}
+
+// bucketOf returns what the states of one browser session, or of one link, begin with, so that they can be counted.
+func bucketOf(kind, id string) string { return sum(kind + " " + id)[:12] }
+
+// nameOf returns the name of the record of a state: who reads the store's names cannot forge a callback.
+func nameOf(state string) (string, bool) {
+	bucket, secret, ok := strings.Cut(state, ".")
+	if !ok || len(bucket) != 12 || !token(bucket) || len(secret) != 43 || !token(secret) {
+		return "", false
+	}
+	return bucket + "." + sum(secret), true
+}
+
+// token reports whether s is of the characters of base64url.
+func token(s string) bool {
+	return s != "" && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") == ""
 }

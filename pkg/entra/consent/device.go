@@ -2,10 +2,7 @@ package consent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -15,368 +12,282 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/oauth2"
 
+	"relayd/pkg/entra/consent/refusal"
 	"relayd/pkg/status"
 )
 
-// ErrDevice reports a sign-in by device code that is not known, or was forgotten.
-var ErrDevice = errors.New("there is no such sign-in by device code")
-
+// Polling a device code (RFC 8628, section 3.5): every interval that Entra ID names, five seconds more each time it says
+// slow_down, twice as long each time it does not answer, until it says yes or no or the code has expired.
 const (
-	deviceKept     = time.Hour        // how long what became of one can be asked
-	pollClaim      = 45 * time.Second // a node that polls has answered by then, or is gone
-	defaultPoll    = 5 * time.Second  // RFC 8628, section 3.2
-	slowDown       = 5 * time.Second  // section 3.5
-	longestPoll    = time.Minute
-	listEvery      = 30 * time.Second // of sign-ins that other nodes began
-	sweepEvery     = 10 * time.Minute
-	devicesMost    = 200
-	longestCode    = time.Hour // Entra ID says 15 minutes
-	deviceBytes    = 64 << 10
-	deviceGrantURN = "urn:ietf:params:oauth:grant-type:device_code" // section 3.4
+	devicePath     = "oauth2/v2.0/devicecode"
+	deviceMemory   = time.Hour        // how long after its expiry a code's outcome can be asked for
+	deviceLife     = 15 * time.Minute // where Entra ID does not say
+	maxDeviceLife  = time.Hour
+	deviceInterval = 5 * time.Second // where Entra ID does not say, and what slow_down adds
+	maxInterval    = 5 * time.Minute
+	maxBackOff     = time.Minute
+	pollLease      = finishTimeout + 5*time.Second // a poll and what follows from it are over by then
+	rescanEvery    = 30 * time.Second              // for codes begun at another node, or before a restart
 )
 
-// deviceRecord is a sign-in by device code, as it is stored.
-type deviceRecord struct {
+// device is a device code, as it is stored.
+type device struct {
 	Tenant   string        `json:"tenant"`
-	Sender   string        `json:"sender"`
 	Login    string        `json:"login"`
+	Sender   string        `json:"sender"`
+	Code     string        `json:"code,omitempty"` // the secret; gone once it has ended
 	UserCode string        `json:"user_code"`
 	URI      string        `json:"uri"`
-	Code     string        `json:"code,omitempty"` // gone once it has ended
-	Expires  time.Time     `json:"expires"`
 	Interval time.Duration `json:"interval"`
-	Next     time.Time     `json:"next"` // no poll before: of nobody, while one holds it
+	Expires  time.Time     `json:"expires"`
+	Next     time.Time     `json:"next"` // no node polls before
 	State    string        `json:"state"`
 	User     string        `json:"user,omitempty"`
 	Problem  *problem      `json:"problem,omitempty"`
 	Ended    time.Time     `json:"ended,omitzero"`
 }
 
-// problem is a *status.Error as it is stored.
+// problem is a *status.Error, as it is stored.
 type problem struct {
-	Code     int             `json:"code"`
-	Enhanced status.Enhanced `json:"enhanced"`
-	Rule     string          `json:"rule,omitempty"`
-	Text     string          `json:"text"`
-	Cause    string          `json:"cause,omitempty"`
-	Advice   string          `json:"advice,omitempty"`
+	Rule   string `json:"rule"`
+	Text   string `json:"text"`
+	Cause  string `json:"cause,omitempty"`
+	Advice string `json:"advice,omitempty"`
 }
 
-func (p *problem) error() *status.Error {
-	if p == nil {
-		return nil
+// StartDevice asks for a device code by which r.Login signs in at another screen (RFC 8628, section 3.1). From then on Run
+// polls, at whichever node.
+func (c *Consents) StartDevice(ctx context.Context, r Request) (Device, error) {
+	reg, err := c.registration(r.Tenant)
+	if err != nil {
+		return Device{}, err
 	}
-	return &status.Error{Code: p.Code, Enhanced: p.Enhanced, Stage: status.StageToken, Rule: p.Rule, Text: p.Text, Cause: p.Cause, Advice: p.Advice}
-}
-
-// polls are the sign-ins that this node looks after.
-type polls struct {
-	wake chan struct{} // capacity 1
-
-	mu   sync.Mutex // guards next
-	next map[string]time.Time
-}
-
-func (p *polls) set(id string, at time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.next == nil {
-		p.next = map[string]time.Time{}
+	if !strings.Contains(r.Login, "@") {
+		return Device{}, refusal.NoLogin()
 	}
-	if p.next[id] = at; at.IsZero() {
-		delete(p.next, id)
+	names, err := c.options.Devices.Names(ctx)
+	if err != nil {
+		return Device{}, refusal.Store(err)
 	}
-	select {
-	case p.wake <- struct{}{}:
-	default: // it is awake
-	}
-}
-
-// due returns the sign-ins to poll now, and when the next is.
-func (p *polls) due(now time.Time) (ids []string, next time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for id, at := range p.next {
-		switch {
-		case !at.After(now):
-			ids = append(ids, id)
-		case next.IsZero() || at.Before(next):
-			next = at
+	if len(names) >= maxDevices {
+		if names, err = c.devices.sweep(ctx, names, func(d *device) bool { return d.State == DevicePending }); err != nil {
+			return Device{}, refusal.Store(err)
+		}
+		if len(names) >= maxDevices {
+			return Device{}, refusal.Busy()
 		}
 	}
-	return ids, next
-}
-
-// StartDevice asks for a device code. The sign-in goes on by itself: see Device. Errors are *status.Error, or the store's.
-func (c *Consents) StartDevice(ctx context.Context, r Request) (Device, error) {
-	reg, err := c.opts.Registration(r.Tenant)
-	if err != nil {
-		return Device{}, err
+	var a struct {
+		Code     string  `json:"device_code"`
+		UserCode string  `json:"user_code"`
+		URI      string  `json:"verification_uri"`
+		Expires  seconds `json:"expires_in"`
+		Interval seconds `json:"interval"`
 	}
-	names, err := c.opts.Devices.Names(ctx)
-	if err != nil {
-		return Device{}, fmt.Errorf("store sign-in: %w", err)
+	if err := reg.post(ctx, reg.endpoint(devicePath), url.Values{"scope": {reg.scopes()}}, &a); err != nil {
+		return Device{}, c.read(&reg, err)
 	}
-	if len(names) >= devicesMost {
-		c.sweepDevices(ctx, names)
-		return Device{}, errTooMany()
-	}
-	answer, err := askDevice(ctx, &reg)
-	if err != nil {
-		return Device{}, err
+	if a.Code == "" || len(a.UserCode) > 64 || strings.TrimSpace(a.UserCode) == "" || !web(a.URI) {
+		return Device{}, refusal.NoAnswer(errors.New("its answer holds no device code that could be shown"))
 	}
 	now := time.Now()
-	d := deviceRecord{
-		Tenant: r.Tenant, Sender: r.Sender, Login: r.Login, UserCode: answer.UserCode, URI: answer.URI, Code: answer.Code,
-		Expires: now.Add(min(max(time.Duration(answer.Life)*time.Second, time.Minute), longestCode)), State: DevicePending,
-		Interval: min(max(time.Duration(answer.Interval)*time.Second, time.Second), longestPoll),
-	}
-	if answer.Interval == 0 {
-		d.Interval = defaultPoll
-	}
+	d := device{Tenant: r.Tenant, Login: strings.ToLower(r.Login), Sender: r.Sender, Code: a.Code, UserCode: a.UserCode, URI: a.URI,
+		Interval: min(orElse(a.Interval.duration(), deviceInterval), maxInterval), State: DevicePending,
+		Expires: now.Add(min(orElse(a.Expires.duration(), deviceLife), maxDeviceLife))}
 	d.Next = now.Add(d.Interval)
 	id := random()
-	if revision, err := put(ctx, c.opts.Devices, id, &d, 0); err != nil || revision == 0 {
-		return Device{}, fmt.Errorf("store sign-in: %w", orConflict(err))
+	if revision, err := c.devices.put(ctx, id, &d, 0); err != nil || revision == 0 {
+		return Device{}, refusal.Store(err)
 	}
-	c.polls.set(id, d.Next)
+	c.log.Info("device code begun", zap.String("tenant", d.Tenant), zap.String("login", d.Login), zap.Time("expires", d.Expires))
+	c.expect(id, d.Next)
 	return d.shown(id), nil
 }
 
-func (d *deviceRecord) shown(id string) Device {
-	return Device{ID: id, Tenant: d.Tenant, Sender: d.Sender, Login: d.Login, UserCode: d.UserCode, VerificationURI: d.URI, Expires: d.Expires,
-		State: d.State, User: d.User, Problem: d.Problem.error(), Ended: d.Ended}
-}
-
-// Device returns where a sign-in by device code stands. Errors: [ErrDevice], and the store's.
+// Device returns where the sign-in with that id stands. Errors: [ErrDevice].
 func (c *Consents) Device(ctx context.Context, id string) (Device, error) {
-	var d deviceRecord
-	revision, err := get(ctx, c.opts.Devices, id, &d)
+	if len(id) != 43 || !token(id) {
+		return Device{}, ErrDevice
+	}
+	d, revision, err := c.devices.get(ctx, id)
 	switch {
 	case err != nil:
-		return Device{}, fmt.Errorf("read sign-in: %w", err)
+		return Device{}, refusal.Store(err)
 	case revision == 0:
 		return Device{}, ErrDevice
 	}
 	return d.shown(id), nil
 }
 
-// deviceAnswer is RFC 8628, section 3.2.
-type deviceAnswer struct {
-	Code     string `json:"device_code"`
-	UserCode string `json:"user_code"`
-	URI      string `json:"verification_uri"`
-	Life     int    `json:"expires_in"` // seconds
-	Interval int    `json:"interval"`   // seconds; 0: not said
+func (d *device) shown(id string) Device {
+	out := Device{ID: id, Tenant: d.Tenant, Sender: d.Sender, Login: d.Login, UserCode: d.UserCode, VerificationURI: d.URI, Expires: d.Expires,
+		State: d.State, User: d.User, Ended: d.Ended}
+	if p := d.Problem; p != nil {
+		out.Problem = refusal.New(p.Rule, p.Text, p.Cause, p.Advice, nil)
+	}
+	return out
 }
 
-func askDevice(ctx context.Context, reg *Registration) (*deviceAnswer, error) {
-	form := url.Values{"client_id": {reg.ClientID}, "scope": {scopes(reg.Scope)}}
-	at := endpoint(reg, "/oauth2/v2.0/devicecode")
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, at, strings.NewReader(form.Encode()))
-	if err != nil {
-		return nil, errAway(err)
+func orElse(d, otherwise time.Duration) time.Duration {
+	if d <= 0 {
+		return otherwise
 	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	resp, err := clientOf(reg).Do(req)
-	if err != nil {
-		return nil, explain(reg, err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, deviceBytes))
-	if err != nil {
-		return nil, explain(reg, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		var refused struct {
-			Error       string `json:"error"`
-			Description string `json:"error_description"`
-		}
-		_ = json.Unmarshal(body, &refused) // without it there is no hint
-		return nil, explain(reg, &oauth2.RetrieveError{Response: resp, Body: body, ErrorCode: refused.Error, ErrorDescription: refused.Description})
-	}
-	a := new(deviceAnswer)
-	if json.Unmarshal(body, a) != nil || a.Code == "" || a.UserCode == "" {
-		return nil, errAway(errors.New("the answer to the request for a device code is none"))
-	}
-	if u, err := url.Parse(a.URI); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
-		return nil, errAway(errors.New("the answer to the request for a device code names no address to enter it at"))
-	}
-	return a, nil
+	return d
 }
 
-// Run polls device codes, and removes what is over, until ctx ends.
-func (c *Consents) Run(ctx context.Context) error {
-	var listed, swept time.Time
-	for ctx.Err() == nil {
+// web reports whether a page may link to s.
+func web(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && u.User == nil && len(s) <= 1024
+}
+
+// expect has the code with that id polled at that time.
+func (c *Consents) expect(id string, at time.Time) {
+	c.mu.Lock()
+	c.due[id] = at
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// pollAll polls what is due until ctx ends, and waits for the polls under way.
+func (c *Consents) pollAll(ctx context.Context) {
+	var polls sync.WaitGroup
+	defer polls.Wait()
+	busy := map[string]bool{} // being polled by this node; guarded by c.mu
+	var scanned time.Time
+	for {
 		now := time.Now()
-		if now.Sub(listed) >= listEvery {
-			listed = now
-			c.listDevices(ctx)
+		if scanned.IsZero() || now.Sub(scanned) >= rescanEvery {
+			scanned = now
+			c.rescan(ctx, busy)
 		}
-		if now.Sub(swept) >= sweepEvery {
-			swept = now
-			c.sweep(ctx)
+		next := scanned.Add(rescanEvery)
+		c.mu.Lock()
+		for id, at := range c.due {
+			if at.After(now) {
+				if at.Before(next) {
+					next = at
+				}
+				continue
+			}
+			delete(c.due, id)
+			busy[id] = true
+			polls.Go(func() {
+				at, more := c.poll(ctx, id)
+				c.mu.Lock()
+				delete(busy, id)
+				c.mu.Unlock()
+				if more && ctx.Err() == nil {
+					c.expect(id, at)
+				}
+			})
 		}
-		ids, next := c.polls.due(time.Now())
-		var polling sync.WaitGroup
-		for _, id := range ids {
-			polling.Go(func() { c.poll(ctx, id) })
-		}
-		polling.Wait()
-		if len(ids) > 0 {
-			continue
-		}
-		wait := listEvery
-		if !next.IsZero() {
-			wait = min(wait, time.Until(next))
-		}
-		timer := time.NewTimer(wait)
+		c.mu.Unlock()
 		select {
 		case <-ctx.Done():
-		case <-c.polls.wake:
-		case <-timer.C:
+			return
+		case <-c.wake:
+		case <-time.After(time.Until(next)):
 		}
-		timer.Stop()
 	}
-	return nil
 }
 
-// listDevices takes up the sign-ins that others have begun, or this node before it was started anew.
-func (c *Consents) listDevices(ctx context.Context) {
-	names, err := c.opts.Devices.Names(ctx)
+// rescan takes up the codes that this node does not know of.
+func (c *Consents) rescan(ctx context.Context, busy map[string]bool) {
+	names, err := c.options.Devices.Names(ctx)
 	if err != nil {
-		return // asked again soon
+		if ctx.Err() == nil {
+			c.log.Warn("device codes not listed", zap.Error(err))
+		}
+		return
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, id := range names {
-		var d deviceRecord
-		if revision, err := get(ctx, c.opts.Devices, id, &d); err == nil && revision != 0 && d.State == DevicePending {
-			c.polls.set(id, d.Next)
+		if _, known := c.due[id]; !known && !busy[id] {
+			c.due[id] = time.Now()
 		}
 	}
 }
 
-// poll asks once whether the owner has signed in, unless another node does.
-func (c *Consents) poll(ctx context.Context, id string) {
-	var d deviceRecord
-	revision, err := get(ctx, c.opts.Devices, id, &d)
+// poll asks once whether the owner has signed in, unless another node has just done so; more: it is to be asked again at
+// that time.
+func (c *Consents) poll(ctx context.Context, id string) (at time.Time, more bool) {
+	d, revision, err := c.devices.get(ctx, id)
 	now := time.Now()
 	switch {
 	case err != nil:
-		c.polls.set(id, now.Add(defaultPoll))
-		return
+		return now.Add(deviceInterval), true
 	case revision == 0 || d.State != DevicePending:
-		c.polls.set(id, time.Time{})
-		return
-	case d.Next.After(now): // another has polled, or does
-		c.polls.set(id, d.Next)
-		return
+		return now, false
+	case now.Before(d.Next):
+		return d.Next, true
 	}
-	d.Next = now.Add(pollClaim)
-	if revision, err = put(ctx, c.opts.Devices, id, &d, revision); err != nil || revision == 0 {
-		c.polls.set(id, now.Add(d.Interval))
-		return
+	expired := !now.Before(d.Expires)
+	claimed := *d
+	claimed.Next = now.Add(pollLease)
+	if revision, err = c.devices.put(ctx, id, &claimed, revision); err != nil || revision == 0 {
+		return now.Add(d.Interval), true
 	}
-	if now.After(d.Expires) {
-		d.end(errDeviceExpired(), "")
-	} else {
-		c.ask(ctx, &d)
-	}
-	if ctx.Err() != nil {
-		return // the claim ends by itself
-	}
-	if _, err := put(ctx, c.opts.Devices, id, &d, revision); err != nil {
-		c.log.Warn("a sign-in by device code: its state was not stored", zap.Error(err))
-	}
-	next := d.Next
-	if d.State != DevicePending {
-		next = time.Time{}
-	}
-	c.polls.set(id, next)
-}
-
-// ask makes one poll and notes what it came to.
-func (c *Consents) ask(ctx context.Context, d *deviceRecord) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout) // the answer that says yes comes once
 	defer cancel()
-	reg, err := c.opts.Registration(d.Tenant)
+	if expired {
+		c.end(d, "", refusal.Known(&oauth2.RetrieveError{ErrorCode: "expired_token"}))
+	} else {
+		c.ask(ctx, d)
+	}
+	d.Next = time.Now().Add(d.Interval)
+	if revision, err = c.devices.put(ctx, id, d, revision); err != nil || revision == 0 {
+		c.log.Error("device code's state not stored", zap.String("tenant", d.Tenant), zap.String("login", d.Login), zap.String("state", d.State), zap.Error(err))
+		return time.Now().Add(d.Interval), true
+	}
+	return d.Next, d.State == DevicePending
+}
+
+// ask sends the device access token request (RFC 8628, section 3.4) and changes d by its answer.
+func (c *Consents) ask(ctx context.Context, d *device) {
+	reg, err := c.registration(d.Tenant)
 	if err != nil {
-		d.end(err, "")
+		c.end(d, "", status.From(err))
 		return
 	}
-	client := clientOf(&reg)
-	raw := Registration(reg)
-	waiting := ""
-	raw.Explain = func(err error, secrets ...string) *status.Error {
-		if refusal, ok := errors.AsType[*oauth2.RetrieveError](err); ok {
-			waiting = refusal.ErrorCode
-		}
-		if reg.Explain == nil {
-			return errAway(err)
-		}
-		return reg.Explain(err, secrets...)
-	}
-	tok, err := c.request(ctx, &raw, client, url.Values{"grant_type": {deviceGrantURN}, "device_code": {d.Code}}, d.Code)
-	if err != nil {
-		e, _ := errors.AsType[*status.Error](err)
-		switch {
-		case waiting == "authorization_pending":
-		case waiting == "slow_down":
-			d.Interval = min(d.Interval+slowDown, longestPoll)
-		case waiting == "authorization_declined" || waiting == "access_denied":
-			d.end(errDeclined(), "")
-		case waiting == "expired_token" || waiting == "code_expired":
-			d.end(errDeviceExpired(), "")
-		case e != nil && (e.Action == status.Retry || e.Action == status.BackOffSender || e.Action == status.BackOffTenant):
-			d.Interval = min(2*d.Interval, longestPoll) // section 3.5: back off where there is no answer
-		default:
-			d.end(err, "")
-		}
-		d.Next = time.Now().Add(d.Interval)
-		return
-	}
-	g, err := c.judge(ctx, &reg, client, tok, d.Login, "")
+	var a answer
+	err = reg.post(ctx, reg.endpoint("oauth2/v2.0/token"), url.Values{
+		"grant_type": {"urn:ietf:params:oauth:grant-type:device_code"}, "device_code": {d.Code},
+	}, &a)
 	if err == nil {
-		err = c.adopt(ctx, g, "")
-	}
-	if err != nil {
-		d.end(err, "")
-		return
-	}
-	d.end(nil, g.User)
-}
-
-// end notes that it is over: err says why, nil that user has signed in.
-func (d *deviceRecord) end(err error, user string) {
-	d.State, d.User, d.Code, d.Ended = DeviceDone, user, "", time.Now()
-	if err == nil {
-		return
-	}
-	d.State = DeviceFailed
-	e, ok := errors.AsType[*status.Error](err)
-	if !ok {
-		e = errAway(err)
-	}
-	d.Problem = &problem{Code: e.Code, Enhanced: e.Enhanced, Rule: e.Rule, Text: e.Text, Cause: e.Cause, Advice: e.Advice}
-}
-
-func (c *Consents) sweepDevices(ctx context.Context, names []string) {
-	for _, id := range names {
-		var d deviceRecord
-		if revision, err := get(ctx, c.opts.Devices, id, &d); err == nil && revision != 0 && time.Since(d.Expires) > deviceKept {
-			_ = c.opts.Devices.Delete(ctx, id) // swept again
+		user, err := c.accept(ctx, &reg, signIn{login: d.Login}, &a)
+		if err != nil {
+			c.end(d, "", status.From(err))
+			return
 		}
+		c.end(d, user, nil)
+		return
+	}
+	refused, ok := errors.AsType[*oauth2.RetrieveError](err)
+	switch {
+	case ok && refused.ErrorCode == "authorization_pending":
+	case ok && refused.ErrorCode == "slow_down":
+		d.Interval = min(d.Interval+deviceInterval, maxInterval)
+	case !ok || refused.Response.StatusCode >= http.StatusInternalServerError || refused.Response.StatusCode == http.StatusTooManyRequests:
+		d.Interval = max(d.Interval, min(2*d.Interval, maxBackOff)) // section 3.5: back off exponentially
+	default:
+		c.end(d, "", c.read(&reg, err, d.Code))
 	}
 }
 
-func (c *Consents) sweep(ctx context.Context) {
-	if names, err := c.opts.Pending.Names(ctx); err == nil {
-		c.sweepPending(ctx, names)
+// end notes what became of d: done by user, or failed by e.
+func (c *Consents) end(d *device, user string, e *status.Error) {
+	log := c.log.With(zap.String("tenant", d.Tenant), zap.String("login", d.Login))
+	d.Code, d.Ended = "", time.Now()
+	if e != nil {
+		d.State, d.Problem = DeviceFailed, &problem{Rule: e.Rule, Text: e.Text, Cause: e.Cause, Advice: e.Advice}
+		log.Warn("sign-in by device code refused", zap.Error(refusal.Whole(e)))
+		return
 	}
-	if names, err := c.opts.Invitations.Names(ctx); err == nil {
-		c.sweepInvitations(ctx, names)
-	}
-	if names, err := c.opts.Devices.Names(ctx); err == nil {
-		c.sweepDevices(ctx, names)
-	}
+	d.State, d.User = DeviceDone, user
+	log.Info("sign-in by device code accepted")
 }

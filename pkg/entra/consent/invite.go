@@ -2,97 +2,117 @@ package consent
 
 import (
 	"context"
-	"errors"
-	"fmt"
+	"strings"
 	"time"
+
+	"go.uber.org/zap"
+
+	"relayd/pkg/entra/consent/refusal"
 )
 
-// ErrInvitation reports a one-time link that opens nothing: unknown, used, or expired.
-var ErrInvitation = errors.New("there is no such one-time link, or it was used, or has expired")
-
-// invited is an invitation as it is stored.
-type invited struct {
+// invitation is a one-time link, as it is stored under the hash of its code.
+type invitation struct {
 	Tenant  string    `json:"tenant"`
-	Sender  string    `json:"sender"`
 	Login   string    `json:"login"`
+	Sender  string    `json:"sender"`
 	Expires time.Time `json:"expires"`
-	Used    bool      `json:"used,omitempty"`
+	Used    bool      `json:"used,omitempty"` // by a sign-in that was accepted
 }
 
-// Invite makes a one-time link's code, which is in the result alone: what is stored is its hash.
-func (c *Consents) Invite(ctx context.Context, r Request, life time.Duration) (Invitation, error) {
-	if _, err := c.opts.Registration(r.Tenant); err != nil {
+// Invite makes a one-time link by which r.Login signs in without an account here. It lives for lifetime; 0: 72 hours.
+func (c *Consents) Invite(ctx context.Context, r Request, lifetime time.Duration) (Invitation, error) {
+	if lifetime == 0 {
+		lifetime = invitationLife
+	}
+	if _, err := c.registration(r.Tenant); err != nil {
 		return Invitation{}, err
 	}
-	code := random()
-	i := invited{Tenant: r.Tenant, Sender: r.Sender, Login: r.Login, Expires: time.Now().Add(life)}
-	if revision, err := put(ctx, c.opts.Invitations, hash(code), &i, 0); err != nil || revision == 0 {
-		return Invitation{}, fmt.Errorf("store one-time link: %w", orConflict(err))
+	if !strings.Contains(r.Login, "@") {
+		return Invitation{}, refusal.NoLogin()
 	}
+	names, err := c.options.Invitations.Names(ctx)
+	if err != nil {
+		return Invitation{}, refusal.Store(err)
+	}
+	if len(names) >= maxInvitations {
+		return Invitation{}, refusal.Busy()
+	}
+	i := invitation{Tenant: r.Tenant, Login: strings.ToLower(r.Login), Sender: r.Sender, Expires: time.Now().Add(lifetime)}
+	code := random()
+	if revision, err := c.invitations.put(ctx, sum(code), &i, 0); err != nil || revision == 0 {
+		return Invitation{}, refusal.Store(err)
+	}
+	c.log.Info("one-time link made", zap.String("tenant", i.Tenant), zap.String("login", i.Login), zap.Time("expires", i.Expires))
 	return i.shown(code), nil
 }
 
-func (i *invited) shown(code string) Invitation {
-	return Invitation{Code: code, Tenant: i.Tenant, Sender: i.Sender, Login: i.Login, Expires: i.Expires}
-}
-
-// Invitation returns what a link's code opens, and does not use it up. Errors: [ErrInvitation], and the store's.
+// Invitation returns what a link's code opens, and uses nothing up. Errors: [ErrInvitation].
 func (c *Consents) Invitation(ctx context.Context, code string) (Invitation, error) {
-	i, _, err := c.invitation(ctx, hash(code))
+	i, err := c.open(ctx, code)
 	if err != nil {
 		return Invitation{}, err
 	}
 	return i.shown(code), nil
 }
 
-func (c *Consents) invitation(ctx context.Context, name string) (*invited, uint64, error) {
-	i := new(invited)
-	revision, err := get(ctx, c.opts.Invitations, name, i)
-	switch {
-	case err != nil:
-		return nil, 0, fmt.Errorf("read one-time link: %w", err)
-	case revision == 0 || i.Used || time.Now().After(i.Expires):
-		return nil, 0, ErrInvitation
-	}
-	return i, revision, nil
-}
-
-// Accept returns the URL at Entra ID to send the browser of that session to. The link is used up when that sign-in succeeds.
+// Accept returns where to send the browser of session, so that the link's mailbox signs in. The link stays good until such
+// a sign-in was accepted. Errors: [ErrInvitation], and those of Start.
 func (c *Consents) Accept(ctx context.Context, code, session string) (string, error) {
-	i, _, err := c.invitation(ctx, hash(code))
+	i, err := c.open(ctx, code)
 	if err != nil {
 		return "", err
 	}
-	return c.start(ctx, Request{Tenant: i.Tenant, Sender: i.Sender, Login: i.Login, Session: session}, hash(code))
+	return c.start(ctx, Request{Tenant: i.Tenant, Login: i.Login, Sender: i.Sender, Session: session}, sum(code))
 }
 
-// useInvitation marks an invitation as used, or gives it back. Of two who use it at once, one does.
-func (c *Consents) useInvitation(ctx context.Context, name string, used bool) error {
-	i := new(invited)
-	revision, err := get(ctx, c.opts.Invitations, name, i)
+func (c *Consents) open(ctx context.Context, code string) (*invitation, error) {
+	if len(code) != 43 || !token(code) {
+		return nil, ErrInvitation
+	}
+	i, revision, err := c.invitations.get(ctx, sum(code))
 	switch {
 	case err != nil:
-		return fmt.Errorf("read one-time link: %w", err)
-	case revision == 0 || i.Used == used || used && time.Now().After(i.Expires):
-		return errInvitationUsed()
+		return nil, refusal.Store(err)
+	case revision == 0 || i.Used || !time.Now().Before(i.Expires):
+		return nil, ErrInvitation
 	}
-	i.Used = used
-	next, err := put(ctx, c.opts.Invitations, name, i, revision)
-	switch {
-	case err != nil:
-		return fmt.Errorf("use one-time link: %w", err)
-	case next == 0:
-		return errInvitationUsed()
-	}
-	return nil
+	return i, nil
 }
 
-// sweepInvitations removes those that were used or have expired.
-func (c *Consents) sweepInvitations(ctx context.Context, names []string) {
-	for _, name := range names {
-		var i invited
-		if revision, err := get(ctx, c.opts.Invitations, name, &i); err == nil && revision != 0 && (i.Used || time.Now().After(i.Expires)) {
-			_ = c.opts.Invitations.Delete(ctx, name) // swept again
+func (i *invitation) shown(code string) Invitation {
+	return Invitation{Code: code, Tenant: i.Tenant, Sender: i.Sender, Login: i.Login, Expires: i.Expires}
+}
+
+// claim uses the named invitation up, ahead of what it is for, so that only one sign-in can. settle must be told whether
+// that was done: if not, the link is good again. No name, no invitation: then there is nothing to do.
+func (c *Consents) claim(ctx context.Context, name string) (settle func(done bool), err error) {
+	if name == "" {
+		return func(bool) {}, nil
+	}
+	i, revision, err := c.invitations.get(ctx, name)
+	switch {
+	case err != nil:
+		return nil, refusal.Store(err)
+	case revision == 0 || i.Used || !time.Now().Before(i.Expires):
+		return nil, refusal.Invitation()
+	}
+	used := *i
+	used.Used = true
+	switch revision, err = c.invitations.put(ctx, name, &used, revision); {
+	case err != nil:
+		return nil, refusal.Store(err)
+	case revision == 0:
+		return nil, refusal.Invitation()
+	}
+	return func(done bool) {
+		var err error
+		if done {
+			err = c.options.Invitations.Delete(ctx, name) // it is marked: this only makes room
+		} else {
+			_, err = c.invitations.put(ctx, name, i, revision)
 		}
-	}
+		if err != nil {
+			c.log.Warn("one-time link not settled", zap.String("tenant", i.Tenant), zap.String("login", i.Login), zap.Error(err))
+		}
+	}, nil
 }
