@@ -307,15 +307,15 @@ func (c *Consents) makeRoom(ctx context.Context, bucket string) error {
 	return nil
 }
 
-// Run polls device codes and drops what has expired, until ctx ends and the answers under way are in.
-func (c *Consents) Run(ctx context.Context) {
+// Run polls device codes and drops what has expired, until ctx ends and the answers under way are in. The error is nil.
+func (c *Consents) Run(ctx context.Context) error {
 	var work sync.WaitGroup
 	defer work.Wait()
 	work.Go(func() { c.pollAll(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-time.After(sweepEvery):
 			c.sweep(ctx)
 		}
