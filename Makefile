@@ -42,14 +42,15 @@ lint: ## golangci-lint, of the version in tools/go.mod
 shellcheck:
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run $$(git ls-files scripts); else echo "skipped: shellcheck is not installed"; fi
 
-generate: build ## rewrite generated files (the configuration's JSON Schema, the pages of replies)
+generate: build ## rewrite generated files (the configuration's JSON Schema, the pages of replies, the API's description)
 	$(BIN) config schema > docs/relayd.schema.json
 	$(BIN) config replies > docs/replies.md
 	$(BIN) config token-refusals > docs/token-refusals.md
+	$(BIN) config openapi > docs/openapi.json
 
 generate-check: build
 	@{ $(BIN) config schema | diff -u docs/relayd.schema.json - && $(BIN) config replies | diff -u docs/replies.md - && \
-	  $(BIN) config token-refusals | diff -u docs/token-refusals.md -; } || { echo "generated files are stale: make generate"; exit 1; }
+	  $(BIN) config token-refusals | diff -u docs/token-refusals.md - && $(BIN) config openapi | diff -u docs/openapi.json -; } || { echo "generated files are stale: make generate"; exit 1; }
 
 bench: ## relayd and Postfix side by side (root, Debian package postfix)
 	$(GO) run ./test/bench $(BENCH_FLAGS)

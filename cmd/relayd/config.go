@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"relayd/configs"
+	"relayd/pkg/admin/api"
 	"relayd/pkg/config"
 	"relayd/pkg/entra"
 	"relayd/pkg/exchange/catalogue"
@@ -24,13 +25,14 @@ func newConfigCommand() *cobra.Command {
 	cmd.AddCommand(newConfigCheckCommand(), newConfigPrintCommand("schema", "Print the JSON Schema of the configuration",
 		config.Schema), newConfigPrintCommand("example", "Print a configuration with every key and its default",
 		func() ([]byte, error) { return configs.Sample(), nil }),
-		newConfigPrintCommand("replies", "Print what relayd knows of Exchange Online's replies, and does about them", page(catalogue.Markdown)),
-		newConfigPrintCommand("token-refusals", "Print what relayd knows of Entra ID's refusals, and does about them", page(entra.Markdown)))
+		newConfigPrintCommand("replies", "Print what relayd knows of Exchange Online's replies, and does about them", written(catalogue.Markdown)),
+		newConfigPrintCommand("token-refusals", "Print what relayd knows of Entra ID's refusals, and does about them", written(entra.Markdown)),
+		newConfigPrintCommand("openapi", "Print the description of the HTTP API (OpenAPI)", api.Document))
 	return cmd
 }
 
-// page is what write writes.
-func page(write func(io.Writer) error) func() ([]byte, error) {
+// written is what write writes.
+func written(write func(io.Writer) error) func() ([]byte, error) {
 	return func() ([]byte, error) {
 		var b bytes.Buffer
 		err := write(&b)
@@ -67,7 +69,7 @@ func checkConfig(file string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("%s has %s:\n%w", file, count(len(e.Problems), "error"), err)
 	}
 	if err == nil {
-		_, err = wiringOf(cfg) // knows the rows that replies may change
+		_, err = wiringOf(cfg, nil) // knows the rows that replies may change
 	}
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"relayd/pkg/admin/access"
 	"relayd/pkg/sandbox"
 )
 
@@ -33,8 +34,9 @@ func newDemoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "Run relay, simulated Exchange Online and Entra ID in one process, and watch mail arrive",
 		Long: "Everything in one process and a temporary directory, without network: the simulated Exchange Online and Entra ID,\n" +
-			"and the relay with its queue. Two messages are sent through it at once and compared byte for byte at the far end:\n" +
-			"an 8-bit one with an attachment, and one of 20 MB. Then it runs until Ctrl-C.",
+			"and the relay with its queue and its page. Two messages are sent through it at once and compared byte for byte at the\n" +
+			"far end: an 8-bit one with an attachment, and one of 20 MB. Then it prints a link to the page, with things to see, and\n" +
+			"runs until Ctrl-C.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return demo(cmd.Context(), cmd.OutOrStdout(), smtpAddr, once)
@@ -52,7 +54,10 @@ func demo(ctx context.Context, out io.Writer, smtpAddr string, once bool) (err e
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
-	far, err := sandbox.New(sandbox.Options{SMTPAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0"})
+	far, err := sandbox.New(sandbox.Options{
+		SMTPAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", Tenants: []sandbox.Tenant{demoTenant()},
+		Faults: []sandbox.Rule{{Name: "recipient-unknown", Stage: sandbox.StageRcpt, Recipient: "nobody@example.com", Reply: "550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient not found by SMTP address lookup"}},
+	})
 	if err != nil {
 		return err
 	}
@@ -82,13 +87,49 @@ func demo(ctx context.Context, out io.Writer, smtpAddr string, once bool) (err e
 	if once {
 		return nil
 	}
-	fmt.Fprintf(out, "\nSend your own, as any address at contoso.com, for example:\n\n"+
-		"    swaks --server %s --from app@contoso.com --to you@example.com\n\nCtrl-C ends the demo.\n", addr)
+	if err := sendThingsToSee(addr); err != nil {
+		return err
+	}
+	url, _, err := d.admin.Logins().NewLink(ctx, access.Admin, "relayd demo")
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "\nThe page, where you are signed in by this link, once:\n\n    %s\n\n"+
+		"There, alice@contoso.com waits for her sign-in: open her under Senders and start the authentication. Any password will do.\n"+
+		"Send your own, as any address at contoso.com, for example:\n\n"+
+		"    swaks --server %s --from app@contoso.com --to you@example.com\n\nCtrl-C ends the demo.\n", url, addr)
 	select {
 	case <-ctx.Done():
 	case err = <-parts.failed:
 	}
 	return err
+}
+
+// demoTenant is an organisation with some people, one of whom may not sign in.
+func demoTenant() sandbox.Tenant {
+	return sandbox.Tenant{
+		ID: sandbox.DefaultTenantID, Name: "Contoso (demo)",
+		Apps: []sandbox.App{{ID: sandbox.DefaultClientID, Name: "relayd demo", Secret: sandbox.NewSecret(), RedirectURIs: []string{"*"}}},
+		Users: []sandbox.User{
+			{Mail: "alice@contoso.com", Name: "Alice"}, {Mail: "bob@contoso.com", Name: "Bob"},
+			{Mail: "carol@contoso.com", Name: "Carol", State: "disabled"},
+		},
+	}
+}
+
+// sendThingsToSee sends mail that does not simply arrive: one waits for a sign-in, one bounces.
+func sendThingsToSee(addr string) error {
+	for _, m := range []struct{ from, to, subject string }{
+		{"alice@contoso.com", "you@example.com", "Waits until Alice has signed in"},
+		{"erp@contoso.com", "nobody@example.com", "Goes to somebody who does not exist"},
+		{"erp@contoso.com", "you@example.com", "Invoice 4711"},
+	} {
+		text := crlf("From: " + m.from + "\nTo: " + m.to + "\nSubject: " + m.subject + "\n\nSent by relayd demo.\n")
+		if err := smtp.SendMail(addr, nil, m.from, []string{m.to}, []byte(text)); err != nil {
+			return fmt.Errorf("send the message %q: %w", m.subject, err)
+		}
+	}
+	return nil
 }
 
 // newDemoDaemon builds the relay on the ports the documentation names, or on any where those are taken. An address that
@@ -116,16 +157,27 @@ func writeDemoConfig(dir string, far *sandbox.Sandbox, smtpAddr, adminAddr strin
 	}
 	t := far.Tenants()[0]
 	text := fmt.Sprintf(`hostname: relay.contoso.com
-data_dir: %q
-listeners: [{address: %q}]
+data_dir: %[1]q
+listeners: [{address: %[2]q}]
 tenants:
-  - {name: contoso, tenant_id: %q, client_id: %q, client_secret: %q,
-     authority: %q, smtp_server: %q, ca_file: %q}
-senders: [{match: "*@contoso.com", tenant: contoso}]
+  - {name: contoso, tenant_id: %[3]q, client_id: %[4]q, client_secret: %[5]q,
+     authority: %[6]q, smtp_server: %[7]q, ca_file: %[8]q}
+  - {name: people, tenant_id: %[3]q, client_id: %[4]q, client_secret: %[5]q, grant: delegated,
+     authority: %[6]q, smtp_server: %[7]q, ca_file: %[8]q}
+senders:
+  - {match: "*@contoso.com", tenant: contoso}
+  - {address: alice@contoso.com, tenant: people}
+  - {address: bob@contoso.com, tenant: people}
+bounces: {from: erp@contoso.com, notify: [ops@contoso.com]}
 queue: {min_free_bytes: 0}
-admin: {address: %q}
+vault: {key: %[10]q}
+admin: {address: %[9]q}
 log: {level: warn}
-`, filepath.Join(dir, "data"), smtpAddr, t.ID, t.Apps[0].ID, "file:"+filepath.Join(dir, "secret"), far.Authority(), far.SMTPAddr(), ca, adminAddr)
+`, filepath.Join(dir, "data"), smtpAddr, t.ID, t.Apps[0].ID, "file:"+filepath.Join(dir, "secret"), strings.Replace(far.Authority(), "https", "http", 1), far.SMTPAddr(), ca, adminAddr,
+		"file:"+filepath.Join(dir, "vault.key"))
+	if err := os.WriteFile(filepath.Join(dir, "vault.key"), []byte(sandbox.NewSecret()+sandbox.NewSecret()), 0o600); err != nil {
+		return "", err
+	}
 	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(t.Apps[0].Secret), 0o600); err != nil {
 		return "", err
 	}

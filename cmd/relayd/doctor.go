@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"relayd/pkg/admin/console"
 	"relayd/pkg/config"
 	"relayd/pkg/entra"
 	"relayd/pkg/envelope"
@@ -256,18 +257,44 @@ type clinicTenant struct {
 }
 
 func (f *doctorFlags) newClinic(c *config.Config, warnings []config.Warning, to envelope.Address) (*clinic, error) {
-	w, err := wiringOf(c)
+	w, err := wiringOf(c, nil)
 	if err != nil {
 		return nil, err
 	}
-	k := &clinic{hostname: c.Hostname, to: to, timeout: f.timeout, warnings: warnings, wiring: w, tenants: map[string]*clinicTenant{}}
+	k := newClinic(c, w, f.timeout)
+	k.to, k.warnings = to, warnings
+	k.tokens, err = entra.New(entra.Options{Tenants: w.entra, Rules: w.refusals, HTTPTimeout: f.timeout})
+	return k, err
+}
+
+// newClinic is for a configuration that is already wired; its tokens are still to be set.
+func newClinic(c *config.Config, w *wiring, timeout time.Duration) *clinic {
+	k := &clinic{hostname: c.Hostname, timeout: timeout, wiring: w, tenants: map[string]*clinicTenant{}}
 	for i, t := range c.Tenants {
 		endpoint := t.Authority + "/" + url.PathEscape(t.TenantID) + "/oauth2/v2.0/token"
 		k.tenants[t.Name] = &clinicTenant{Tenant: t, key: fmt.Sprintf("tenants[%d]", i),
 			clock: onceForAll(doctor.HTTPClock(endpoint, w.entra[t.Name].RootCAs))}
 	}
-	k.tokens, err = entra.New(entra.Options{Tenants: w.entra, Rules: w.refusals, HTTPTimeout: f.timeout})
-	return k, err
+	return k
+}
+
+// examineTimeout is the longest wait for one step of an examination that the page or the API asks for.
+const examineTimeout = 15 * time.Second
+
+// examine walks the way of a message of that sender with the running relay's own tokens, and tells of each step.
+func (d *daemon) examine(ctx context.Context, sender envelope.Address, found func(console.Finding)) error {
+	x := d.extended.Load()
+	p, covered := patientOf(x.Config, sender)
+	if !covered {
+		return console.ErrNotFound
+	}
+	k := newClinic(x.Config, d.wired.Load(), examineTimeout)
+	k.tokens = d.tokens
+	k.progress = func(s doctor.Step) {
+		found(console.Finding{Step: s.Name, Result: string(s.State), Detail: s.Detail, Cause: s.Cause, Advice: s.Advice})
+	}
+	doctor.Examine(ctx, k.options(p))
+	return ctx.Err()
 }
 
 // onceForAll asks once and gives every caller the same answer.
@@ -322,8 +349,12 @@ func (k *clinic) options(p patient) doctor.Options {
 				return doctor.Token{}, err
 			}
 			token := doctor.Token{Value: value}
-			if whole, err := k.tokens.Source(t.Name).Token(); err == nil && whole.AccessToken == value { // kept since just now
-				token.Expires = whole.Expiry
+			if t.Grant != "delegated" {
+				if whole, err := k.tokens.Source(t.Name).Token(); err == nil && whole.AccessToken == value { // kept since just now
+					token.Expires = whole.Expiry
+				}
+			} else if g, ok, err := k.tokens.Grant(ctx, t.Name, string(p.route.Login)); err == nil && ok {
+				token.Expires = g.Expires
 			}
 			return token, nil
 		},

@@ -38,7 +38,8 @@ func newRootCommand() *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(newServeCommand(), newDemoCommand(), newSandboxCommand(), newConfigCommand(), newDoctorCommand(), newSendCommand(),
-		newQueueCommand(), newPasswordCommand(), newVersionCommand(), newManCommand())
+		newQueueCommand(), newSenderCommand(), newTenantCommand(), newTokenCommand(), newLoginCommand(), newVaultCommand(resetVault),
+		newPasswordCommand(), newVersionCommand(), newManCommand())
 	root.InitDefaultHelpCmd() // cobra would add these two later, behind the back of markUsage
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {

@@ -12,25 +12,31 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"relayd/cmd/relayd/desk"
+	"relayd/cmd/relayd/registry"
 	"relayd/pkg/admin"
+	"relayd/pkg/admin/audit"
 	"relayd/pkg/admission"
 	"relayd/pkg/broker"
 	"relayd/pkg/config"
 	"relayd/pkg/dispatch"
 	"relayd/pkg/entra"
+	"relayd/pkg/entra/consent"
 	"relayd/pkg/envelope"
 	"relayd/pkg/exchange"
 	"relayd/pkg/history"
+	"relayd/pkg/live"
 	"relayd/pkg/policy"
 	"relayd/pkg/postmaster"
 	"relayd/pkg/queue"
+	"relayd/pkg/radar"
 	"relayd/pkg/smtpin"
+	"relayd/pkg/vault"
 )
 
 const (
@@ -74,6 +80,13 @@ type daemon struct {
 	level zap.AtomicLevel
 	parts *parts
 
+	vault      *vault.Vault
+	registry   *registry.Registry
+	audit      *audit.Log
+	live       *live.Log
+	consents   *consent.Consents
+	desk       *desk.Desk
+	radar      *radar.Radar
 	intakes    *admission.Metrics
 	history    *history.Log
 	broker     *broker.Broker
@@ -87,10 +100,13 @@ type daemon struct {
 	admin      *admin.Server
 
 	reloaded          prometheus.Gauge
-	expiry            credentialExpiry
-	wired             atomic.Pointer[wiring] // in force
+	wired             atomic.Pointer[wiring]          // in force
+	extended          atomic.Pointer[config.Extended] // in force: the file and what was entered beside it
+	reloading         atomic.Pointer[reloadState]
+	born              time.Time
 	started, stopping atomic.Bool
-	mu                sync.Mutex // guards cfg against the watch; only run's goroutine writes it
+	applying          sync.Mutex // held while something is put in force
+	mu                sync.Mutex // guards cfg against the watch; whoever holds applying writes it
 }
 
 // newDaemon reads the configuration and builds every part, in the order mail flows backwards: nothing is accepted
@@ -101,7 +117,7 @@ func newDaemon(ctx context.Context, file string) (_ *daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the configuration has errors:\n%w", err)
 	}
-	d := &daemon{file: file, cfg: cfg}
+	d := &daemon{file: file, cfg: cfg, born: time.Now()}
 	if d.log, d.level, err = newLogger(&cfg.Log); err != nil {
 		return nil, err
 	}
@@ -120,14 +136,19 @@ func newDaemon(ctx context.Context, file string) (_ *daemon, err error) {
 	})
 	d.reloaded.Set(1)
 	reg.MustRegister(d.reloaded)
-	d.expiry = newCredentialExpiry(reg)
-	d.expiry.show(cfg.Tenants)
+	d.reloading.Store(newReloadState(file, warnings))
 	d.intakes = admission.NewMetrics(reg)
 
 	if err := d.openQueue(ctx, reg); err != nil {
 		return nil, err
 	}
+	if err := d.openVault(ctx); err != nil {
+		return nil, err
+	}
 	if err := d.openUpstream(reg); err != nil {
+		return nil, err
+	}
+	if err := d.openDesk(reg); err != nil {
 		return nil, err
 	}
 	if err := d.openAdmin(reg); err != nil {
@@ -160,19 +181,15 @@ func (d *daemon) openQueue(ctx context.Context, reg prometheus.Registerer) (err 
 		return err
 	}
 	d.parts.onStop("history", d.history.Close)
+	d.live = live.New(live.Options{Memory: memoryLater{d}, Logger: d.log, Registerer: reg})
 	conns, err := d.broker.Connect(queueConns)
 	if err != nil {
 		return err
 	}
 	d.queue, err = queue.Open(ctx, conns, queue.Options{
-		Reopen: func(ctx context.Context) ([]*nats.Conn, error) {
-			if err := d.broker.Reopen(ctx); err != nil {
-				return nil, err
-			}
-			return d.broker.Connect(queueConns)
-		},
-		Dir: d.cfg.DataDir, MinFreeBytes: int64(q.MinFreeBytes), MaxBytes: int64(q.MaxBytes), MemoryBytes: int64(d.cfg.Limits.MemoryBytes),
-		KeepFailed: time.Duration(q.KeepFailed), Record: d.history.Record,
+		Reopen: d.reopen,
+		Dir:    d.cfg.DataDir, MinFreeBytes: int64(q.MinFreeBytes), MaxBytes: int64(q.MaxBytes), MemoryBytes: int64(d.cfg.Limits.MemoryBytes),
+		KeepFailed: time.Duration(q.KeepFailed), Record: d.record,
 		Logger: d.log, Registerer: reg,
 	})
 	if err != nil {
@@ -186,6 +203,12 @@ func (d *daemon) openQueue(ctx context.Context, reg prometheus.Registerer) (err 
 	return nil
 }
 
+// record tells the history, and whoever follows, of a step.
+func (d *daemon) record(s envelope.Step) {
+	d.history.Record(s)
+	d.live.Record(s)
+}
+
 // historyBytes bounds the history: a tenth of what mail may take, and never less than 64 MiB.
 func historyBytes(maxBytes int64) int64 { return max(64<<20, maxBytes/10) }
 
@@ -196,12 +219,19 @@ func (d *daemon) waits(id envelope.ID) bool {
 }
 
 func (d *daemon) openUpstream(reg prometheus.Registerer) (err error) {
-	w, err := wiringOf(d.cfg)
+	content := d.registry.Content()
+	x := d.cfg.Extend(content.Added())
+	d.extended.Store(x)
+	d.warnRefused(x)
+	w, err := wiringOf(x.Config, content.Paused())
 	if err != nil {
 		return err
 	}
 	d.wired.Store(w)
-	d.tokens, err = entra.New(entra.Options{Tenants: w.entra, Rules: w.refusals, Logger: d.log, Registerer: reg})
+	d.tokens, err = entra.New(entra.Options{
+		Tenants: w.entra, Rules: w.refusals, Records: d.vault.Kind(kindGrant), Node: nodeName(), SenderLabels: d.cfg.Metrics.PerSenderLimit,
+		Logger: d.log, Registerer: reg,
+	})
 	if err != nil {
 		return err
 	}
@@ -217,7 +247,7 @@ func (d *daemon) openUpstream(reg prometheus.Registerer) (err error) {
 		Settings: w.postmaster, Queue: d.queue, Server: d.serverOf, Advice: d.adviceOf, Logger: d.log, Registerer: reg,
 	})
 	d.dispatcher = dispatch.New(dispatch.Options{
-		Source: d.queue, Router: d.policy, Deliverer: d.exchange, Memory: d.queue, Reporter: d.postmaster, Record: d.history.Record,
+		Source: d.queue, Router: d.policy, Deliverer: d.exchange, Memory: d.queue, Reporter: d.postmaster, Record: d.record,
 		Rewrite: rewriteMessage, Retry: w.retry, Lifetime: time.Duration(d.cfg.Queue.Lifetime), DelayWarning: time.Duration(d.cfg.Queue.DelayWarning),
 		DrainTimeout: drainTime, SenderLabels: d.cfg.Metrics.PerSenderLimit, Logger: d.log, Registerer: reg,
 	})
@@ -241,6 +271,20 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	d.parts.start("admin", d.admin.Run)
 	d.parts.start("postmaster", d.postmaster.Run)
 	d.parts.start("exchange", d.exchange.Run)
+	d.parts.start("tokens", d.tokens.Run)
+	d.parts.start("live", d.live.Run)
+	d.parts.start("consents", func(ctx context.Context) error { d.consents.Run(ctx); return nil })
+	d.parts.start("radar", d.radar.Run)
+	d.parts.start("registry", func(ctx context.Context) error {
+		return d.registry.Run(ctx, func(err error) {
+			if err != nil {
+				d.log.Error("some of what was entered on the page cannot be read, and is not in force", zap.Error(err))
+			}
+			if err := d.apply(ctx); err != nil {
+				d.log.Error("what was entered on the page is not in force", zap.Error(err))
+			}
+		})
+	})
 	d.parts.start("dispatcher", d.dispatcher.Run)
 	d.parts.start("configuration watch", func(ctx context.Context) error {
 		config.Watch(ctx, watchInterval, d.files, func() {
@@ -253,6 +297,7 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	})
 	d.parts.start("listeners", d.runListeners)
 	d.started.Store(true)
+	d.announce(ctx)
 	d.log.Info("relayd is running", zap.String("version", thisBuild().version), zap.String("hostname", d.cfg.Hostname))
 
 	var err error

@@ -19,7 +19,7 @@ import (
 // configuration in force. It is for the race detector; the message is refused before the queue is asked.
 func TestSubmitWhileReloading(t *testing.T) {
 	c := parse(t, sixLines)
-	w, err := wiringOf(c)
+	w, err := wiringOf(c, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"time"
 
 	"relayd/pkg/config"
@@ -38,7 +41,8 @@ type limits struct {
 	recipients, hops int
 }
 
-func wiringOf(c *config.Config) (*wiring, error) {
+// wiringOf reads c, whose senders of those matches are paused, by whom.
+func wiringOf(c *config.Config, paused map[string]string) (*wiring, error) {
 	w := &wiring{entra: map[string]entra.Tenant{}, exchange: map[string]exchange.Tenant{}}
 	for i := range c.Tenants {
 		t := &c.Tenants[i]
@@ -46,9 +50,8 @@ func wiringOf(c *config.Config) (*wiring, error) {
 		if err != nil {
 			return nil, fmt.Errorf("tenant %s: ca_file %w", t.Name, err)
 		}
-		w.entra[t.Name] = entra.Tenant{
-			TenantID: t.TenantID, ClientID: t.ClientID, Secret: t.ClientSecret.Resolve,
-			Cloud: t.Cloud, Authority: t.Authority, Scope: t.Scope, RootCAs: roots,
+		if w.entra[t.Name], err = entraTenant(t, roots); err != nil {
+			return nil, err
 		}
 		w.exchange[t.Name] = exchange.Tenant{Server: t.SMTPServer, RootCAs: roots}
 	}
@@ -65,6 +68,7 @@ func wiringOf(c *config.Config) (*wiring, error) {
 			Fallback: envelope.Address(s.Fallback),
 		}})
 	}
+	w.policy.Paused = paused
 	w.policy.RewriteTo = envelope.Address(c.UnknownSender.RewriteTo)
 	w.policy.KeepOriginal = c.UnknownSender.ReplyToOriginal
 	for _, step := range c.Queue.Retry {
@@ -83,6 +87,31 @@ func wiringOf(c *config.Config) (*wiring, error) {
 		return nil, err
 	}
 	return w, nil
+}
+
+// entraTenant is what the tenant's tokens are got with. Files are read for each request, so that a renewed one is taken up.
+func entraTenant(t *config.Tenant, roots *x509.CertPool) (entra.Tenant, error) {
+	e := entra.Tenant{
+		TenantID: t.TenantID, ClientID: t.ClientID, Cloud: t.Cloud, Authority: t.Authority, Scope: t.Scope, RootCAs: roots,
+		ManagedIdentity: t.ManagedIdentity, Delegated: t.Grant == "delegated",
+	}
+	if !t.ClientSecret.IsZero() {
+		e.Secret = t.ClientSecret.Resolve
+	}
+	if pair := t.Certificate; pair.CertFile != "" {
+		e.Certificate = func() (tls.Certificate, error) { return tls.LoadX509KeyPair(pair.CertFile, pair.KeyFile) }
+	}
+	if t.FederatedTokenFile != "" {
+		e.FederatedToken = t.FederatedToken
+	}
+	if t.Proxy != "" {
+		proxy, err := url.Parse(t.Proxy)
+		if err != nil {
+			return e, fmt.Errorf("tenant %s: proxy: %w", t.Name, err)
+		}
+		e.Proxy = proxy
+	}
+	return e, nil
 }
 
 // readReplies sorts the operator's rows into those about Entra ID's answers and those about Exchange Online's.

@@ -26,7 +26,7 @@ func parse(t *testing.T, text string) *config.Config {
 }
 
 func TestWiring(t *testing.T) {
-	w, err := wiringOf(parse(t, sixLines))
+	w, err := wiringOf(parse(t, sixLines), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -125,6 +125,15 @@ type Certificate struct {
 	KeyFile  string `yaml:"key_file"`  // PEM
 }
 
+// FederatedToken reads federated_token_file, anew on each call: what mounts it renews it. Errors do not quote it.
+func (t *Tenant) FederatedToken() (string, error) {
+	value, err := readSecret(t.FederatedTokenFile)
+	if err != nil {
+		return "", fmt.Errorf("federated_token_file %w", err)
+	}
+	return value, nil
+}
+
 // RootCAs returns the roots to trust for this tenant's servers: the system's, and ca_file where one is set.
 // Without a ca_file it is nil, which crypto/tls takes as the system's roots.
 func (t *Tenant) RootCAs() (*x509.CertPool, error) { return rootCAs(t.CAFile) }
@@ -241,7 +250,7 @@ type OIDC struct {
 
 // Allowed lets a user or a group log in. Exactly one of User and Group is set.
 type Allowed struct {
-	User  string `yaml:"user"`  // preferred_username, verified email, or subject
+	User  string `yaml:"user"`  // of Entra ID: preferred_username, object id or subject; of others: verified email or subject
 	Group string `yaml:"group"` // a value of the claim groups
 	Role  string `yaml:"role" jsonschema:"required" enum:"viewer,operator,admin"`
 }
@@ -272,8 +281,7 @@ func (a *Admin) BaseURL() string {
 // Loopback reports whether only this machine can reach the listener.
 func (a *Admin) Loopback() bool {
 	host, _, err := net.SplitHostPort(a.Address)
-	ip, parseErr := netip.ParseAddr(host)
-	return err == nil && (host == "localhost" || parseErr == nil && ip.IsLoopback())
+	return err == nil && isLoopback(host)
 }
 
 // Metrics is the listener for probes and Prometheus.
@@ -298,6 +306,9 @@ func (c *Config) Files() []string {
 	for i := range c.Tenants {
 		t := &c.Tenants[i]
 		files = append(files, t.CAFile, t.ClientSecret.File(), t.Certificate.CertFile, t.Certificate.KeyFile)
+	}
+	for _, key := range append([]Secret{c.Vault.Key}, c.Vault.PreviousKeys...) {
+		files = append(files, key.File())
 	}
 	files = append(files, c.Admin.TLS.CertFile, c.Admin.TLS.KeyFile, c.Admin.OIDC.CAFile, c.Admin.OIDC.ClientSecret.File())
 	slices.Sort(files)

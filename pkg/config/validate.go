@@ -319,7 +319,7 @@ func (r *report) checkCertificate(key string, c *Certificate) {
 
 func (r *report) checkEndpoints(key string, t *Tenant) {
 	u, err := url.Parse(t.Authority)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+	if err != nil || u.Scheme != "https" && !(u.Scheme == "http" && isLoopback(u.Hostname())) || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		r.errorf(key+".authority", "is not a base URL with https; write one like https://login.microsoftonline.com")
 	}
 	switch app := t.Grant != "delegated"; {
@@ -532,7 +532,7 @@ func (r *report) checkAdmin(a *Admin) {
 		u, err := url.Parse(a.PublicURL)
 		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/")+u.RawQuery+u.Fragment != "" {
 			r.errorf("admin.public_url", "is not the address of a site; write one like https://relay.contoso.com, without a path")
-		} else if ip, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (err != nil || !ip.IsLoopback()) {
+		} else if u.Scheme == "http" && !isLoopback(u.Hostname()) {
 			r.errorf("admin.public_url", "is not https, and passwords and codes travel there; write https, or http://localhost, which alone Entra ID takes without")
 		}
 	}
@@ -554,6 +554,12 @@ func (r *report) checkAdmin(a *Admin) {
 		}
 	}
 	r.checkOIDC(&a.OIDC)
+}
+
+// isLoopback reports whether what is sent to host stays on this machine.
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 func (r *report) checkOIDC(o *OIDC) {

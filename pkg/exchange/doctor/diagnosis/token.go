@@ -119,7 +119,8 @@ func isGUID(s string) bool {
 
 // doubt returns the first reason for which Exchange Online may refuse the token, if there is one.
 func (c *claims) doubt(want Registration, login envelope.Address, delegated, expired bool) Finding {
-	resource := strings.TrimSuffix(want.Scope, "/.default")
+	resource, _, _ := strings.Cut(want.Scope, " ")
+	resource = strings.TrimSuffix(strings.TrimSuffix(resource, "/.default"), "/"+delegatedSend)
 	switch {
 	case isGUID(want.TenantID) && !strings.EqualFold(c.TenantID, want.TenantID):
 		return Finding{Cause: fmt.Sprintf("the token is of tenant %s, but tenant_id is %s", c.TenantID, want.TenantID),

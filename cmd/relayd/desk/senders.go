@@ -1,0 +1,384 @@
+package desk
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"relayd/cmd/relayd/registry"
+	"relayd/pkg/admin/access"
+	"relayd/pkg/admin/console"
+	"relayd/pkg/config"
+	"relayd/pkg/dispatch"
+	"relayd/pkg/entra/grant"
+	"relayd/pkg/envelope"
+)
+
+const (
+	defaultSenders = 100
+	mostSenders    = 1000
+)
+
+// mailboxKey names a mailbox: a tenant and a login.
+type mailboxKey struct{ tenant, login string }
+
+func keyOf(tenant, login string) mailboxKey { return mailboxKey{tenant, strings.ToLower(login)} }
+
+// scene is what all senders are looked at with.
+type scene struct {
+	tenants map[string]*config.Tenant
+	boxes   map[mailboxKey]dispatch.Mailbox
+	domains map[mailboxKey][]dispatch.Mailbox // by tenant and domain of the login
+	grants  map[mailboxKey]grant.Grant
+	waiting map[string]waiting // by rule, in lower case
+	paused  map[string]registry.Pause
+	logins  map[mailboxKey][]string // rules that go by the mailbox
+}
+
+type waiting struct {
+	messages int
+	oldest   time.Time
+}
+
+func (d *Desk) scene(ctx context.Context, x *config.Extended) (*scene, error) {
+	s := &scene{
+		tenants: map[string]*config.Tenant{}, boxes: map[mailboxKey]dispatch.Mailbox{}, domains: map[mailboxKey][]dispatch.Mailbox{},
+		grants: map[mailboxKey]grant.Grant{}, waiting: map[string]waiting{}, paused: d.opts.Registry.Content().Pauses, logins: map[mailboxKey][]string{},
+	}
+	for i := range x.Tenants {
+		s.tenants[x.Tenants[i].Name] = &x.Tenants[i]
+	}
+	for _, box := range d.opts.Dispatcher.Mailboxes() {
+		s.boxes[keyOf(box.Tenant, box.Login)] = box
+		domain := keyOf(box.Tenant, envelope.Address(box.Login).Domain())
+		s.domains[domain] = append(s.domains[domain], box)
+	}
+	grants, err := d.opts.Tokens.Grants(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range grants {
+		s.grants[keyOf(g.Tenant, g.Login)] = g
+	}
+	rules := map[string]bool{}
+	for i := range x.Senders {
+		sender := &x.Senders[i]
+		rules[strings.ToLower(sender.Address+sender.Match)] = true
+		if sender.Login != "" {
+			k := keyOf(sender.Tenant, sender.Login)
+			s.logins[k] = append(s.logins[k], sender.Address+sender.Match)
+		}
+	}
+	for _, w := range d.opts.Queue.Waiting() {
+		rule := w.Sender.Key()
+		if !rules[rule] {
+			rule = "*@" + strings.ToLower(w.Sender.Domain())
+		}
+		sum := s.waiting[rule]
+		sum.messages += w.Messages
+		if !w.Oldest.IsZero() && (sum.oldest.IsZero() || w.Oldest.Before(sum.oldest)) {
+			sum.oldest = w.Oldest
+		}
+		s.waiting[rule] = sum
+	}
+	return s, nil
+}
+
+// senders returns every sender, ordered by what it matches.
+func (d *Desk) senders(ctx context.Context) ([]console.Sender, error) {
+	x := d.opts.Config()
+	scene, err := d.scene(ctx, x)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]console.Sender, 0, len(x.Senders))
+	for i := range x.Senders {
+		s := d.sender(scene, &x.Senders[i])
+		s.Origin = console.OriginFile
+		if i >= x.SendersOfFile {
+			s.Origin = console.OriginPage
+		}
+		list = append(list, s)
+	}
+	entered := func(fields config.Fields, state string, problems []config.Problem) {
+		s := console.Sender{Match: fields["address"] + fields["match"], Tenant: fields["tenant"], Login: envelope.Address(fields["login"]),
+			Origin: console.OriginPage, State: state}
+		s.Problem = refusedProblem(problems)
+		list = append(list, s)
+	}
+	for _, fields := range x.Shadowed.Senders {
+		entered(fields, console.SenderShadowed, nil)
+	}
+	for _, r := range x.Refused {
+		if r.Fields["name"] == "" {
+			entered(r.Fields, console.SenderParked, r.Problems)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b console.Sender) int {
+		return cmp.Compare(strings.ToLower(a.Match), strings.ToLower(b.Match))
+	})
+	return list, nil
+}
+
+func (d *Desk) sender(sc *scene, c *config.Sender) console.Sender {
+	match := c.Address + c.Match
+	s := console.Sender{
+		Match: match, Tenant: c.Tenant, Login: envelope.Address(c.Login), State: console.SenderReady, RecipientsPerDay: c.RecipientsPerDay,
+		Remaining: c.RecipientsPerDay, Connections: c.Connections, MessagesPerMinute: c.MessagesPerMinute, Fallback: envelope.Address(c.Fallback),
+	}
+	tenant := sc.tenants[c.Tenant]
+	if tenant != nil {
+		s.Grant = tenant.Grant
+	}
+	w := sc.waiting[strings.ToLower(match)]
+	s.Queued, s.Oldest = w.messages, w.oldest
+	login := cmp.Or(c.Login, c.Address) // "": each address of the domain is a mailbox of its own
+	boxes := sc.domains[keyOf(c.Tenant, strings.TrimPrefix(c.Match, "*@"))]
+	if login != "" {
+		boxes = nil
+		if box, ok := sc.boxes[keyOf(c.Tenant, login)]; ok {
+			boxes = []dispatch.Mailbox{box}
+		}
+		for _, other := range sc.logins[keyOf(c.Tenant, login)] {
+			if c.Login == "" && !strings.EqualFold(other, match) {
+				s.SendAs = append(s.SendAs, other)
+			}
+		}
+	}
+	showStops(&s, boxes)
+	if s.Grant == "delegated" && login != "" {
+		sc.showConsent(&s, login, d.opts.Tokens.Advice)
+	}
+	if p, ok := sc.paused[strings.ToLower(match)]; ok {
+		s.State, s.Problem = console.SenderPaused, &console.Problem{Text: "paused by " + p.By, Since: p.At, Advice: "Resume it to have its mail sent"}
+	}
+	return s
+}
+
+// showStops notes what of the mailboxes that a sender goes by keeps its mail back, and the least they have left of their day.
+func showStops(s *console.Sender, boxes []dispatch.Mailbox) {
+	for _, box := range boxes {
+		if box.Limit > 0 {
+			s.Remaining = min(s.Remaining, box.Remaining)
+		}
+		for _, stop := range box.Stops {
+			state := console.SenderParked
+			if stop.Quota {
+				state = console.SenderHeld
+			}
+			if s.State == console.SenderReady || s.State == console.SenderHeld && state == console.SenderParked {
+				s.State, s.Problem = state, problemOf(stop.Reply, stop.Since)
+			}
+		}
+	}
+}
+
+// showConsent notes what the owner of the mailbox has granted, or that somebody must sign in.
+func (sc *scene) showConsent(s *console.Sender, login string, advice func(rule string) (cause, advice string)) {
+	g, ok := sc.grants[keyOf(s.Tenant, login)]
+	if !ok {
+		s.State = console.SenderConsent
+		s.Problem = &console.Problem{Text: "nobody has signed in for " + login + " yet", Advice: "Start the authentication, or hand the mailbox's owner a one-time link"}
+		return
+	}
+	s.Consent = &console.Consent{User: g.User, Granted: g.Granted, Used: g.Used, IdleEnds: g.Used.Add(grant.IdleLife)}
+	s.TokenExpires = g.Expires
+	if g.Dead != "" {
+		p := &console.Problem{Text: g.Reason, Since: g.DeadAt}
+		p.Cause, p.Advice = advice(g.Dead)
+		s.Consent.Problem, s.State, s.Problem = p, console.SenderConsent, p
+	}
+}
+
+// Senders implements console.Console.
+func (d *Desk) Senders(ctx context.Context, q console.SenderQuery) (*console.SenderPage, error) {
+	all, err := d.senders(ctx)
+	if err != nil {
+		return nil, err
+	}
+	text := strings.ToLower(q.Text)
+	all = slices.DeleteFunc(all, func(s console.Sender) bool {
+		return q.Tenant != "" && s.Tenant != q.Tenant || q.State != "" && s.State != q.State ||
+			text != "" && !strings.Contains(strings.ToLower(s.Match+" "+string(s.Login)+" "+s.Tenant), text)
+	})
+	if q.Limit <= 0 {
+		q.Limit = defaultSenders
+	}
+	from := min(max(q.Offset, 0), len(all))
+	return &console.SenderPage{Senders: all[from:min(from+min(q.Limit, mostSenders), len(all))], Total: len(all)}, nil
+}
+
+// Sender implements console.Console.
+func (d *Desk) Sender(ctx context.Context, match string) (*console.Sender, error) {
+	all, err := d.senders(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var found *console.Sender
+	for i := range all {
+		if strings.EqualFold(all[i].Match, match) && (found == nil || found.State == console.SenderShadowed) {
+			found = &all[i]
+		}
+	}
+	if found == nil {
+		return nil, console.ErrNotFound
+	}
+	return found, nil
+}
+
+// SaveSender implements console.Console.
+func (d *Desk) SaveSender(ctx context.Context, match string, in console.SenderInput) error {
+	entered := d.opts.Registry.Content().Senders
+	old, known := entered[registry.Key(match)]
+	x := d.opts.Config()
+	if match != "" && !known {
+		if _, ok := senderOf(x, match); ok {
+			return console.ErrFile
+		}
+		return console.ErrNotFound
+	}
+	if match != "" && !strings.EqualFold(in.Match, match) {
+		return console.Mistakes{{Field: "match", Text: "a sender keeps its address; add another, and remove this one"}}
+	}
+	if _, taken := entered[registry.Key(in.Match)]; match == "" && taken {
+		return console.Mistakes{{Field: "match", Text: fmt.Sprintf("%q has an entry already; change that one", in.Match)}}
+	}
+	fields := senderFields(in)
+	if _, problems := without(x, "", match).NewSender(fields); len(problems) > 0 {
+		return mistakes(problems, "match")
+	}
+	what := "sender.change"
+	if match == "" {
+		what = "sender.add"
+	}
+	return d.Change(ctx, what, in.Match, shownFields(old), shownFields(fields), func() error {
+		if err := d.opts.Registry.PutSender(ctx, in.Match, fields); err != nil {
+			return err
+		}
+		return d.opts.Apply(ctx)
+	})
+}
+
+// senderOf returns the entry in force that matches exactly match.
+func senderOf(x *config.Extended, match string) (*config.Sender, bool) {
+	i := slices.IndexFunc(x.Senders, func(s config.Sender) bool { return strings.EqualFold(s.Address+s.Match, match) })
+	if i < 0 {
+		return nil, false
+	}
+	return &x.Senders[i], true
+}
+
+func senderFields(in console.SenderInput) config.Fields {
+	number := func(n int) string {
+		if n == 0 {
+			return ""
+		}
+		return strconv.Itoa(n)
+	}
+	fields := config.Fields{
+		"tenant": in.Tenant, "login": in.Login, "fallback": in.Fallback, "connections": number(in.Connections),
+		"messages_per_minute": number(in.MessagesPerMinute), "recipients_per_day": number(in.RecipientsPerDay),
+	}
+	key := "address"
+	if strings.HasPrefix(in.Match, "*") {
+		key = "match"
+	}
+	fields[key] = in.Match
+	maps.DeleteFunc(fields, func(_, value string) bool { return value == "" })
+	return fields
+}
+
+// RemoveSender implements console.Console.
+func (d *Desk) RemoveSender(ctx context.Context, match string) error {
+	old, known := d.opts.Registry.Content().Senders[registry.Key(match)]
+	x := d.opts.Config()
+	entry, inForce := senderOf(x, match)
+	switch {
+	case !known && inForce:
+		return console.ErrFile
+	case !known:
+		return console.ErrNotFound
+	}
+	return d.Change(ctx, "sender.remove", match, shownFields(old), "", func() error {
+		if err := d.opts.Registry.DeleteSender(ctx, match); err != nil {
+			return err
+		}
+		if err := d.opts.Registry.Resume(ctx, match); err != nil {
+			return err
+		}
+		if err := d.opts.Apply(ctx); err != nil {
+			return err
+		}
+		login := ""
+		if inForce {
+			login = cmp.Or(entry.Login, entry.Address)
+		}
+		if login == "" || d.loginUsed(entry.Tenant, login) {
+			return nil
+		}
+		return d.opts.Tokens.Forget(ctx, entry.Tenant, login)
+	})
+}
+
+// loginUsed reports whether an entry in force goes by that mailbox.
+func (d *Desk) loginUsed(tenant, login string) bool {
+	x := d.opts.Config()
+	return slices.ContainsFunc(x.Senders, func(s config.Sender) bool {
+		return s.Tenant == tenant && strings.EqualFold(cmp.Or(s.Login, s.Address), login)
+	})
+}
+
+// Pause implements console.Console.
+func (d *Desk) Pause(ctx context.Context, match string) error {
+	entry, ok := senderOf(d.opts.Config(), match)
+	if !ok {
+		return console.ErrNotFound
+	}
+	by := "nobody"
+	if p := access.From(ctx); p != nil {
+		by = p.Name
+	}
+	return d.Change(ctx, "sender.pause", entry.Address+entry.Match, "", "", func() error {
+		if err := d.opts.Registry.Pause(ctx, match, registry.Pause{By: by, At: time.Now()}); err != nil {
+			return err
+		}
+		return d.opts.Apply(ctx)
+	})
+}
+
+// Resume implements console.Console.
+func (d *Desk) Resume(ctx context.Context, match string) error {
+	entry, ok := senderOf(d.opts.Config(), match)
+	if _, paused := d.opts.Registry.Content().Pauses[registry.Key(match)]; !ok && !paused {
+		return console.ErrNotFound
+	}
+	return d.Change(ctx, "sender.resume", match, "", "", func() error {
+		if err := d.opts.Registry.Resume(ctx, match); err != nil {
+			return err
+		}
+		if err := d.opts.Apply(ctx); err != nil {
+			return err
+		}
+		if ok { // it may be parked besides: somebody wants to know now
+			d.opts.Dispatcher.Probe(entry.Tenant, envelope.Address(cmp.Or(entry.Login, entry.Address)).Key())
+		}
+		return nil
+	})
+}
+
+// Examine implements console.Console.
+func (d *Desk) Examine(ctx context.Context, sender string, found func(console.Finding)) error {
+	address, err := envelope.ParseAddress(sender, true)
+	if err != nil || strings.HasPrefix(sender, "*") {
+		return console.Mistakes{{Field: "sender", Text: fmt.Sprintf("%q is not the address of a sender; write one like app@contoso.com", sender)}}
+	}
+	return d.opts.Examine(ctx, address, found)
+}
+
+var errNotDelegated = errors.New("its tenant's app sends by itself (grant: client_credentials); nobody has to sign in")
