@@ -53,7 +53,7 @@ var (
 const (
 	pendingLife    = 10 * time.Minute
 	maxPending     = 1000 // in all
-	maxPerSession  = 8    // of one browser session, or by one link; one more takes the place of the oldest
+	maxPerSession  = 10   // of one browser session, or by one link; one more takes the place of the oldest
 	maxDevices     = 200
 	maxInvitations = 10000
 
@@ -100,6 +100,12 @@ type Request struct {
 	Session string // of the browser that is sent to Entra ID; no use for a device code or an invitation
 }
 
+// String names the mailbox, and not the session.
+func (r Request) String() string { return fmt.Sprintf("sign-in of %s for %s", r.Login, r.Tenant) }
+
+// GoString is String: %#v would show what %v does not.
+func (r Request) GoString() string { return r.String() }
+
 // Callback is what a browser brings back to the redirect URI.
 type Callback struct {
 	Session          string // the browser's, as when it was sent to Entra ID
@@ -111,6 +117,14 @@ type Callback struct {
 	AdminConsent     bool   // the answer of the admin-consent page
 	Tenant           string // tenant ID in that answer
 }
+
+// String says what kind of answer it is, and nothing of what it holds.
+func (cb Callback) String() string {
+	return fmt.Sprintf("callback: state %t, code %t, error %t", cb.State != "", cb.Code != "", cb.Error != "")
+}
+
+// GoString is String: %#v would show what %v does not.
+func (cb Callback) GoString() string { return cb.String() }
 
 // Result is a sign-in that was accepted.
 type Result struct {
@@ -152,6 +166,14 @@ type Invitation struct {
 	Login   string
 	Expires time.Time
 }
+
+// String names the link without its code.
+func (i Invitation) String() string {
+	return fmt.Sprintf("one-time link of %s for %s", i.Login, i.Tenant)
+}
+
+// GoString is String: %#v would show what %v does not.
+func (i Invitation) GoString() string { return i.String() }
 
 // pending is a browser that was sent to Entra ID, as it is stored.
 type pending struct {
@@ -222,6 +244,7 @@ func (c *Consents) start(ctx context.Context, r Request, invitation string) (str
 	return reg.endpoint("oauth2/v2.0/authorize") + "?" + url.Values{
 		"client_id": {reg.ClientID}, "response_type": {"code"}, "response_mode": {"query"}, "redirect_uri": {p.Redirect},
 		"scope": {reg.scopes()}, "state": {state}, "nonce": {nonce}, "login_hint": {p.Login},
+		"prompt":         {"select_account"}, // else whoever is signed in to Microsoft already goes on unasked
 		"code_challenge": {base64.RawURLEncoding.EncodeToString(challenge[:])}, "code_challenge_method": {"S256"},
 	}.Encode(), nil
 }

@@ -53,7 +53,7 @@ func TestStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"client_id": clientID, "response_type": "code", "response_mode": "query", "redirect_uri": redirect,
-		"scope": "https://outlook.office.com/SMTP.Send offline_access openid profile", "login_hint": "ann@contoso.com", "code_challenge_method": "S256"} {
+		"scope": "https://outlook.office.com/SMTP.Send offline_access openid profile", "login_hint": "ann@contoso.com", "code_challenge_method": "S256", "prompt": "select_account"} {
 		if got := q.Get(name); got != want {
 			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
@@ -578,4 +578,19 @@ func FuzzFinish(f *testing.F) {
 			t.Errorf("%v holds the state", e)
 		}
 	})
+}
+
+// TestPrintedByMistake: what carries a code, a state or a session shows none of them.
+func TestPrintedByMistake(t *testing.T) {
+	for _, v := range []any{
+		Callback{Session: "canary", State: "canary", Code: "canary", Error: "canary", ErrorDescription: "canary", Tenant: "canary"},
+		Invitation{Code: "canary", Tenant: "contoso", Login: "ann@contoso.com"},
+		Request{Session: "canary", Tenant: "contoso", Login: "ann@contoso.com"},
+	} {
+		for _, format := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
+			if got := fmt.Sprintf(format, v); got == "" || strings.Contains(got, "canary") {
+				t.Errorf("%T by %s: got %s", v, format, got)
+			}
+		}
+	}
 }

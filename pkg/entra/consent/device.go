@@ -272,11 +272,18 @@ func (c *Consents) ask(ctx context.Context, d *device) {
 	case ok && refused.ErrorCode == "authorization_pending":
 	case ok && refused.ErrorCode == "slow_down":
 		d.Interval = min(d.Interval+deviceInterval, maxInterval)
-	case !ok || refused.Response.StatusCode >= http.StatusInternalServerError || refused.Response.StatusCode == http.StatusTooManyRequests:
-		d.Interval = max(d.Interval, min(2*d.Interval, maxBackOff)) // section 3.5: back off exponentially
 	default:
-		c.end(d, "", c.read(&reg, err, d.Code))
+		c.judge(d, c.read(&reg, err, d.Code), !ok || refused.Response.StatusCode >= http.StatusInternalServerError)
 	}
+}
+
+// judge ends d where e says that only a person can help; without an answer, or with one that time may cure, it is asked again.
+func (c *Consents) judge(d *device, e *status.Error, unanswered bool) {
+	if unanswered || e.Action == status.Retry || e.Action == status.BackOffSender || e.Action == status.BackOffTenant {
+		d.Interval = max(d.Interval, min(2*d.Interval, maxBackOff)) // section 3.5: back off exponentially
+		return
+	}
+	c.end(d, "", e)
 }
 
 // end notes what became of d: done by user, or failed by e.

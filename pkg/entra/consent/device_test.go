@@ -181,6 +181,8 @@ func TestDevicePace(t *testing.T) {
 	}{
 		{"as told", []func(url.Values) (int, any){pendingAnswer}, []time.Duration{5, 5, 5, 5}},
 		{"slower when told", []func(url.Values) (int, any){slow, slow, pendingAnswer}, []time.Duration{10, 15, 15}},
+		{"twice as long after an error that the catalogue calls temporary", []func(url.Values) (int, any){refuse(400, "unheard_of", 1)},
+			[]time.Duration{10, 20, 40}},
 		{"twice as long without an answer, to a minute", []func(url.Values) (int, any){busy}, []time.Duration{10, 20, 40, 60, 60}},
 	}
 	for _, tt := range tests {

@@ -320,7 +320,12 @@ func (r *rig) registration(name string) (Registration, error) {
 			defer r.mu.Unlock()
 			r.told = append(r.told, secrets...)
 			if e, ok := errors.AsType[*oauth2.RetrieveError](err); ok {
-				return &status.Error{Code: 535, Rule: "explained", Text: "explained " + e.ErrorCode, Err: fmt.Errorf("HTTP %d", e.Response.StatusCode)}
+				explained := &status.Error{Code: 535, Action: status.ParkTenant, Rule: "explained", Text: "explained " + e.ErrorCode,
+					Err: fmt.Errorf("HTTP %d", e.Response.StatusCode)}
+				if e.ErrorCode == "unheard_of" {
+					explained.Code, explained.Action = 454, status.Retry
+				}
+				return explained
 			}
 			return &status.Error{Code: 454, Rule: "explained", Text: "explained no answer"}
 		},

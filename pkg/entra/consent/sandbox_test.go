@@ -7,17 +7,16 @@ import (
 	"errors"
 	"html"
 	"io"
-	"maps"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"relayd/pkg/entra"
 	"relayd/pkg/entra/consent"
 	"relayd/pkg/entra/grant"
 	"relayd/pkg/sandbox"
@@ -27,56 +26,17 @@ import (
 const (
 	boxTenant   = "0aa0bb00-1111-2222-3333-444455556666"
 	boxClient   = "11111111-2222-3333-4444-555566667777"
+	boxPublic   = "22222222-2222-3333-4444-555566667777"
 	boxSecret   = "box~secret"
 	boxCallback = "http://127.0.0.1:8080/oauth/callback"
 	patience    = 20 * time.Second
 )
 
-// store is a grant.Records in memory.
-type store struct {
-	mu       sync.Mutex
-	revision uint64
-	data     map[string][]byte
-	at       map[string]uint64
-}
-
-func newStore() *store { return &store{data: map[string][]byte{}, at: map[string]uint64{}} }
-
-func (s *store) Get(_ context.Context, name string) ([]byte, uint64, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.data[name]), s.at[name], nil
-}
-
-func (s *store) Put(_ context.Context, name string, data []byte, revision uint64) (uint64, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.at[name] != revision {
-		return 0, nil
-	}
-	s.revision++
-	s.data[name], s.at[name] = slices.Clone(data), s.revision
-	return s.revision, nil
-}
-
-func (s *store) Delete(_ context.Context, name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.data, name)
-	delete(s.at, name)
-	return nil
-}
-
-func (s *store) Names(context.Context) ([]string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Collect(maps.Keys(s.data)), nil
-}
-
 // relay is the consents of a relay before a sandbox.
 type relay struct {
 	*consent.Consents
 	box     *sandbox.Sandbox
+	tokens  *entra.Tokens
 	adopted chan grant.Grant
 }
 
@@ -84,9 +44,9 @@ func before(t *testing.T) *relay {
 	t.Helper()
 	box, err := sandbox.New(sandbox.Options{DeviceInterval: time.Second, Tenants: []sandbox.Tenant{{
 		ID: boxTenant, Mailboxes: []string{"*@contoso.com"},
-		Apps: []sandbox.App{{ID: boxClient, Secret: boxSecret, RedirectURIs: []string{boxCallback}}},
+		Apps: []sandbox.App{{ID: boxClient, Secret: boxSecret, RedirectURIs: []string{boxCallback}}, {ID: boxPublic, Public: true}},
 		Users: []sandbox.User{{Mail: "ann@contoso.com"}, {Mail: "bob@contoso.com"}, {Mail: "boss@contoso.com", Admin: true},
-			{Mail: "far@contoso.com", State: "blocked"}},
+			{Mail: "far@contoso.com", State: "blocked"}, {Mail: "gone@contoso.com", State: "disabled"}},
 	}}})
 	if err != nil {
 		t.Fatal(err)
@@ -101,21 +61,20 @@ func before(t *testing.T) *relay {
 	r := &relay{box: box, adopted: make(chan grant.Grant, 10)}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(box.CAPEM())
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, DisableKeepAlives: true}}
+	r.tokens, err = entra.New(entra.Options{Tenants: map[string]entra.Tenant{
+		"contoso": {TenantID: boxTenant, ClientID: boxClient, Authority: box.Authority(), RootCAs: pool, Delegated: true,
+			Secret: func() (string, error) { return boxSecret, nil }},
+		"public": {TenantID: boxTenant, ClientID: boxPublic, Authority: box.Authority(), RootCAs: pool, Delegated: true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.tokens.Close)
 	r.Consents, err = consent.New(consent.Options{
-		Registration: func(string) (consent.Registration, error) {
-			return consent.Registration{Name: "contoso", TenantID: boxTenant, ClientID: boxClient, Authority: box.Authority(),
-				Scope: "https://outlook.office.com/SMTP.Send", Client: client,
-				Authenticate: func(_ context.Context, _ string, form url.Values) error {
-					form.Set("client_secret", boxSecret)
-					return nil
-				},
-				Explain: func(error, ...string) *status.Error {
-					return &status.Error{Code: 535, Rule: "explained", Text: "the catalogue knows"}
-				}}, nil
+		Registration: r.tokens.Registration, Pending: grant.NewMemory(), Devices: grant.NewMemory(), Invitations: grant.NewMemory(),
+		Adopt: func(ctx context.Context, g grant.Grant) error {
+			r.adopted <- g
+			return r.tokens.Adopt(ctx, g)
 		},
-		Pending: newStore(), Devices: newStore(), Invitations: newStore(),
-		Adopt:       func(_ context.Context, g grant.Grant) error { r.adopted <- g; return nil },
 		RedirectURI: func() string { return boxCallback },
 	})
 	if err != nil {
@@ -244,6 +203,19 @@ func TestSandboxCode(t *testing.T) {
 	if g.Login != "ann@contoso.com" || g.TenantID != boxTenant || g.Refresh == "" || g.Access == "" || g.ObjectID == "" || !g.Expires.After(time.Now()) {
 		t.Errorf("adopted %+v", g)
 	}
+	r.wantToken(t, "contoso")
+}
+
+// wantToken checks that relayd gets an access token by what ann has granted, and another when that one is refused.
+func (r *relay) wantToken(t *testing.T, tenant string) {
+	t.Helper()
+	first, err := r.tokens.Token(t.Context(), tenant, "ann@contoso.com", "")
+	if err != nil || first == "" {
+		t.Fatalf("got %q, %v (%v)", first, err, errors.Unwrap(err))
+	}
+	if second, err := r.tokens.Token(t.Context(), tenant, "ann@contoso.com", first); err != nil || second == "" || second == first {
+		t.Fatalf("got %q, %v (%v)", second, err, errors.Unwrap(err))
+	}
 }
 
 func TestSandboxRefusals(t *testing.T) {
@@ -257,6 +229,8 @@ func TestSandboxRefusals(t *testing.T) {
 		{"cancelled", func() *surfer {
 			return r.start(t, "ann@contoso.com").signIn("ann@contoso.com").submit("ucaccept", "0")
 		}, "sign-in-declined"},
+		{"conditional access", func() *surfer { return r.start(t, "far@contoso.com").signIn("far@contoso.com").submit("return", "1") }, "sign-in-policy"},
+		{"account disabled", func() *surfer { return r.start(t, "gone@contoso.com").signIn("gone@contoso.com").submit("return", "1") }, "account-disabled"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -267,6 +241,36 @@ func TestSandboxRefusals(t *testing.T) {
 			}
 		})
 	}
+	if _, err := r.tokens.Token(t.Context(), "contoso", "ann@contoso.com", ""); err == nil {
+		t.Error("a token for a mailbox whose owner has not consented")
+	}
+}
+
+// TestSandboxOnlyAdministrators: the organisation lets nobody else consent.
+func TestSandboxOnlyAdministrators(t *testing.T) {
+	r := before(t)
+	if err := r.box.ChangeTenant(boxTenant, func(x *sandbox.Tenant) error { x.AdminConsentRequired = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	_, err := r.Finish(t.Context(), r.start(t, "ann@contoso.com").signIn("ann@contoso.com").submit("return", "1").back("s"))
+	wantRule(t, err, "sign-in-admin")
+	where, err := r.StartAdmin(t.Context(), "contoso", "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Finish(t.Context(), r.surf(t, where).signIn("boss@contoso.com").submit("ucaccept", "0").back("s")); err == nil {
+		t.Fatal("declined, and taken for consent")
+	}
+	if where, err = r.StartAdmin(t.Context(), "contoso", "s"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Finish(t.Context(), r.surf(t, where).signIn("boss@contoso.com").consent().back("s")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Finish(t.Context(), r.start(t, "ann@contoso.com").signIn("ann@contoso.com").back("s")); err != nil {
+		t.Fatalf("%v (%v)", err, errors.Unwrap(err))
+	}
+	r.wantToken(t, "contoso")
 }
 
 func TestSandboxAdmin(t *testing.T) {
@@ -312,7 +316,7 @@ func TestSandboxInvitation(t *testing.T) {
 func TestSandboxDevice(t *testing.T) {
 	r := before(t)
 	for account, want := range map[string]string{"ann@contoso.com": consent.DeviceDone, "bob@contoso.com": consent.DeviceFailed} {
-		d, err := r.StartDevice(t.Context(), consent.Request{Tenant: "contoso", Login: "ann@contoso.com", Sender: "ann@contoso.com"})
+		d, err := r.StartDevice(t.Context(), consent.Request{Tenant: "public", Login: "ann@contoso.com", Sender: "ann@contoso.com"})
 		if err != nil {
 			t.Fatalf("%v (%v)", err, errors.Unwrap(err))
 		}
@@ -338,4 +342,5 @@ func TestSandboxDevice(t *testing.T) {
 	if len(r.adopted) != 1 {
 		t.Errorf("adopted %d", len(r.adopted))
 	}
+	r.wantToken(t, "public")
 }

@@ -246,7 +246,7 @@ func Known(err error) *status.Error {
 // AADSTS numbers are taken: the rest is free text that anybody may have put into the address.
 func Returned(name, description string) *oauth2.RetrieveError {
 	e := struct {
-		Code  string `json:"error"`
+		Code  string `json:"error,omitempty"`
 		Codes []int  `json:"error_codes,omitempty"`
 	}{Code: plain(name)}
 	for part := range strings.SplitSeq(description[:min(len(description), 4096)], "AADSTS") {
@@ -254,6 +254,9 @@ func Returned(name, description string) *oauth2.RetrieveError {
 		if n, err := strconv.Atoi(digits); err == nil && n < 1e8 && len(e.Codes) < 8 {
 			e.Codes = append(e.Codes, n)
 		}
+	}
+	if e.Code == "access_denied" && len(e.Codes) > 0 { // it stands for every end of a sign-in; the number tells which
+		e.Code = ""
 	}
 	body, _ := json.Marshal(e) // strings and numbers always encode
 	return &oauth2.RetrieveError{
