@@ -167,15 +167,18 @@ func newSenderAddCommand(at *apiFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add ADDRESS|*@DOMAIN --tenant NAME",
 		Short: "Add a sender, or change one",
-		Long: "Add a sender, which is in force at once. With --replace, change one that was added here or on the page; what is not given\n" +
+		Long: "Add a sender, which is in force at once.\n\nWith --replace, change one that was added here or on the page; what is not given " +
 			"becomes the default. A sender of a tenant with delegated consent sends once its mailbox's owner has signed in: relayd sender authorize.",
 		Example: `  relayd sender add erp@contoso.com --tenant contoso
   relayd sender add '*@contoso.com' --tenant contoso --login relay@contoso.com --recipients-per-day 5000`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in.Match = strings.TrimSpace(args[0])
-			if in.Match == "" || in.Tenant == "" {
-				return usagef("sender add needs a sender and --tenant; relayd tenant list shows the tenants")
+			if err := checkSender(cmd, in.Match); err != nil {
+				return err
+			}
+			if in.Tenant == "" {
+				return usagef("sender add needs --tenant; relayd tenant list shows the tenants")
 			}
 			c, err := at.client()
 			if err != nil {
@@ -249,6 +252,14 @@ func senderVerbs() []namedVerb {
 	}
 }
 
+// checkSender refuses what no sender can match.
+func checkSender(cmd *cobra.Command, match string) error {
+	if !strings.Contains(strings.Trim(match, "@ "), "@") {
+		return usagef("%q is no sender; write an address like app@contoso.com, or '*@contoso.com'; see %s --help", match, cmd.CommandPath())
+	}
+	return nil
+}
+
 // named is what an act came to for one thing, as --json writes it.
 type named struct {
 	Name  string `json:"name"`
@@ -265,6 +276,12 @@ func newNamedCommand(at *apiFlags, v namedVerb) *cobra.Command {
 			for _, arg := range args {
 				if strings.TrimSpace(arg) == "" {
 					return usagef("%s needs the name of a %s, not nothing", cmd.CommandPath(), v.noun)
+				}
+				if v.noun != "sender" {
+					continue
+				}
+				if err := checkSender(cmd, arg); err != nil {
+					return err
 				}
 			}
 			c, err := at.client()
@@ -323,12 +340,14 @@ func newSenderAuthorizeCommand(at *apiFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "authorize SENDER",
 		Short: "Sign in for a sender, here or by a link",
-		Long: "Have the owner of the sender's mailbox sign in, so that the relay may send by it. Prints a code and the address to enter it\n" +
-			"at, in any browser anywhere, and waits. With --link it prints a one-time link instead, to hand to the owner; that needs no account\n" +
+		Long: "Have the owner of the sender's mailbox sign in, so that the relay may send by it.\n\nPrints a code and the address to enter it at, in any browser anywhere, and waits. With --link it prints a one-time link instead, to hand to the owner; that needs no account\n" +
 			"of this relay.",
 		Example: "  relayd sender authorize erp@contoso.com\n  relayd sender authorize erp@contoso.com --link",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkSender(cmd, args[0]); err != nil {
+				return err
+			}
 			c, err := at.client()
 			if err != nil {
 				return err

@@ -224,11 +224,11 @@ func TestSenderAdd(t *testing.T) {
 		err  error
 		want string
 	}{
-		{console.Mistakes{{Field: "match", Text: "is no address"}, {Field: "tenant", Text: "is not there"}}, "add x: match: is no address; tenant: is not there"},
-		{console.ErrFile, "add x: it stands in the configuration file, so it can only be changed there"},
+		{console.Mistakes{{Field: "match", Text: "is no address"}, {Field: "tenant", Text: "is not there"}}, "add x@y.z: match: is no address; tenant: is not there"},
+		{console.ErrFile, "add x@y.z: it stands in the configuration file, so it can only be changed there"},
 	} {
 		o.err = tt.err
-		if _, _, err := relaydCommand(t, "", newSenderCommand(), "add", "x", "--tenant", "y", "--api", url); err == nil || err.Error() != tt.want {
+		if _, _, err := relaydCommand(t, "", newSenderCommand(), "add", "x@y.z", "--tenant", "y", "--api", url); err == nil || err.Error() != tt.want {
 			t.Errorf("got %v, want %s", err, tt.want)
 		}
 	}
@@ -347,7 +347,10 @@ func TestSenderUsage(t *testing.T) {
 		"list --state lost":             `--state "lost" is no state; there are ready, consent,`,
 		"list --limit -1":               "--limit -1 is less than none",
 		"add":                           "accepts 1 arg(s)",
-		"add a@b.c":                     "sender add needs a sender and --tenant",
+		"add a@b.c":                     "sender add needs --tenant",
+		"add nobody --tenant t":         `"nobody" is no sender`,
+		"pause nobody":                  `"nobody" is no sender`,
+		"authorize nobody":              `"nobody" is no sender`,
 		"add a@b.c --tenant t --api x":  "is no address of a relay",
 		"remove":                        "requires at least 1 arg(s)",
 		"pause":                         "requires at least 1 arg(s)",

@@ -103,11 +103,10 @@ func newTenantAddCommand(at *apiFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add NAME --tenant-id ID --client-id ID",
 		Short: "Add a tenant, or change one",
-		Long: "Add an app registration, which is in force at once. Its client secret is read from --secret-file, - being standard input, and\n" +
-			"kept encrypted; or --client-secret refers to where the relay itself finds it: env:NAME, file:/path or cred:NAME on its machine.\n" +
+		Long: "Add an app registration, which is in force at once.\n\nIts client secret is read from --secret-file, - being standard input, and kept encrypted in the relay's vault.\n" +
 			"With --replace, change one that was added here or on the page: what is not given becomes the default, but a secret stays.",
 		Example: `  relayd tenant add contoso --tenant-id 0000… --client-id 1111… --secret-file -
-  relayd tenant add contoso --tenant-id 0000… --client-id 1111… --grant client_credentials --client-secret file:/run/secrets/contoso`,
+  relayd tenant add contoso --tenant-id 0000… --client-id 1111… --grant client_credentials --secret-file secret.txt`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.in.Name = strings.TrimSpace(args[0])
@@ -130,7 +129,6 @@ func newTenantAddCommand(at *apiFlags) *cobra.Command {
 	fs.StringVar(&f.in.Grant, "grant", "", "delegated (a person signs in for each mailbox) or client_credentials (default delegated)")
 	fs.StringVar(&f.in.Cloud, "cloud", "", "worldwide, gcc-high, dod or china (default worldwide)")
 	fs.StringVar(&f.secretFile, "secret-file", "", "`file` with the client secret; - reads it from standard input")
-	fs.StringVar(&f.in.ClientSecret, "client-secret", "", "`REFERENCE` to the client secret on the relay's machine: env:NAME, file:/path or cred:NAME")
 	fs.StringVar(&f.in.CertFile, "cert-file", "", "PEM `file` on the relay's machine, instead of a secret")
 	fs.StringVar(&f.in.KeyFile, "key-file", "", "PEM `file` of the certificate's key, on the relay's machine")
 	fs.StringVar(&f.in.CredentialExpires, "credential-expires", "", "`DATE` the secret expires, as 2027-12-31")
@@ -144,18 +142,12 @@ func newTenantAddCommand(at *apiFlags) *cobra.Command {
 }
 
 func (f *tenantFlags) check() error {
-	scheme, rest, _ := strings.Cut(f.in.ClientSecret, ":")
-	reference := (scheme == "env" || scheme == "file" || scheme == "cred") && rest != ""
 	switch {
 	case f.in.Name == "" || f.in.TenantID == "" || f.in.ClientID == "":
-		return usagef("tenant add needs a name, --tenant-id and --client-id; the app registration's overview in Entra shows both")
-	case f.in.ClientSecret != "" && !reference:
-		return usagef("--client-secret takes a reference, env:NAME, file:/path or cred:NAME; the secret itself can be seen by other users here: use --secret-file -")
-	case f.in.ClientSecret != "" && f.secretFile != "":
-		return usagef("--client-secret and --secret-file exclude each other")
+		return usagef("tenant add %q needs --tenant-id and --client-id, which the app registration's overview in Entra shows; see relayd tenant add --help", f.in.Name)
 	case f.in.CertFile == "" != (f.in.KeyFile == ""):
 		return usagef("--cert-file and --key-file belong together")
-	case f.in.CertFile != "" && f.in.ClientSecret+f.secretFile != "":
+	case f.in.CertFile != "" && f.secretFile != "":
 		return usagef("a certificate takes the place of a secret; give one of them")
 	}
 	return nil
@@ -251,7 +243,7 @@ func newTenantCheckCommand(at *apiFlags) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "check NAME", Short: "Ask Entra ID whether a tenant's registration and credential are right",
-		Long: "Have the relay ask Entra ID whether the app registration is there and its credential right. Nothing is changed. Status 1\n" +
+		Long: "Have the relay ask Entra ID whether the app registration is there and its credential right.\n\nNothing is changed. Status 1 " +
 			"where a step fails, with the cause and what to change.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

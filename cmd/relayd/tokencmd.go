@@ -29,7 +29,7 @@ func newTokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token --name NAME",
 		Short: "Make an API token, and the line with its hash for admin.tokens",
-		Long: "Make an API token and print it, and below it the entry of admin.tokens in the configuration that makes the relay accept it.\n" +
+		Long: "Make an API token and print it, with the entry of admin.tokens that makes the relay accept it.\n\n" +
 			"The entry has a hash alone: the token is shown here and never again. It takes effect once the relay has reloaded its configuration.",
 		Example: `  relayd token --name grafana --role viewer
   relayd token --name backup --scope read --scope content --expires 2027-12-31`,

@@ -36,7 +36,7 @@ func newVaultRotateCommand(at *apiFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rotate",
 		Short: "Seal all secrets with the current key",
-		Long: "Have the running relay seal all records of its vault with the key vault.key refers to now. To change the key: name the old one in\n" +
+		Long: "Have the running relay seal all records of its vault with the key vault.key refers to now.\n\nTo change the key: name the old one in " +
 			"vault.previous_keys, the new one in vault.key, reload the configuration, run this, and take the old one out.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -64,8 +64,8 @@ func newVaultResetCommand(at *apiFlags, reset vaultReset) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reset --config FILE",
 		Short: "Forget the secrets that can no longer be opened",
-		Long: "Where the vault's key is lost: forget all records that cannot be opened with vault.key and vault.previous_keys, so that the relay\n" +
-			"starts again. Tenants and senders added from the page, their secrets, consents and sessions among them must be entered again. The\n" +
+		Long: "Where the vault's key is lost: forget all that cannot be opened, so that the relay starts again.\n\nForgotten are the records that " +
+			"neither vault.key nor vault.previous_keys open. Tenants and senders added from the page, their secrets, consents and sessions among them must be entered again. The\n" +
 			"relay must not be running. If the key is somewhere, put it back instead.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

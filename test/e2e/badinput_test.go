@@ -47,7 +47,7 @@ func TestServeRefusesToStart(t *testing.T) {
 		{"taken admin port", func(text string) string { return strings.Replace(text, "ADMIN", taken, 1) },
 			[]string{"admin.address: another process has " + taken + " already; stop it, or write a free port"}},
 		{"admin for everybody", func(text string) string { return strings.Replace(text, "ADMIN", "0.0.0.0:8080", 1) },
-			[]string{"admin.address: \"0.0.0.0:8080\" can be reached from other machines, and nobody would have to log in; write 127.0.0.1"}},
+			[]string{"admin.address: \"0.0.0.0:8080\" can be reached from other machines, and nobody would have to log in; add tokens or oidc, or write 127.0.0.1"}},
 		{"data_dir is a file", func(text string) string { return strings.Replace(text, w.path("data"), w.path("secret"), 1) },
 			[]string{"create data directory:", w.path("secret"), "not a directory; choose another data_dir"}},
 	} {

@@ -77,7 +77,7 @@ func TestPages(t *testing.T) {
 			t.Errorf("%s: %d %q, %v; want 200 %q", path, code, body, err, want)
 		}
 	}
-	for _, path := range []string{"/", "/nothing", "/debug/pprof/", "/api/v1/senders", "/api/v1/messages/00000000000000000000", "/metrics/x"} {
+	for _, path := range []string{"/nothing", "/debug/pprof/", "/api/v1/nothing", "/api/v1/messages/00000000000000000000", "/metrics/x"} {
 		if code, _, err := w.relay.Page(t.Context(), path); code != http.StatusNotFound || err != nil {
 			t.Errorf("%s: %d, %v; want 404", path, code, err)
 		}

@@ -4,10 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"time"
-
-	"go.uber.org/zap"
 
 	"relayd/pkg/admin/access"
 	"relayd/pkg/admin/console"
@@ -66,14 +63,13 @@ func (d *Desk) StartAdminConsent(ctx context.Context, tenant, session string) (u
 	return url, err
 }
 
-// FinishConsent implements console.Console. One that is accepted has gone through Adopt.
+// FinishConsent implements console.Console. One that is accepted has gone through Adopt. What is nobody's sign-in is not written
+// down: anyone can send such callbacks, as many as they like.
 func (d *Desk) FinishConsent(ctx context.Context, c console.Callback) (*console.Consented, error) {
 	r, err := d.opts.Consents.Finish(ctx, consent.Callback(c))
 	if err != nil {
-		entry := entryOf(ctx, "consent.refused", cmp.Or(r.Sender, r.Tenant))
-		entry.Error = err.Error()
-		if failed := d.opts.Audit.Write(context.WithoutCancel(ctx), entry); failed != nil {
-			d.log.Error("audit log: a refused sign-in was not written", zap.Error(failed))
+		if r.Tenant != "" {
+			d.failed(ctx, entryOf(ctx, "consent.refused", cmp.Or(r.Sender, r.Tenant)), err)
 		}
 		return nil, err
 	}
@@ -87,14 +83,18 @@ func (d *Desk) Adopt(ctx context.Context, g grant.Grant) error {
 		entry.Who = g.User
 	}
 	entry.After = "tenant=" + g.Tenant + " user=" + g.User
-	if err := d.opts.Audit.Write(ctx, entry); err != nil {
-		return fmt.Errorf("write the audit log: %w", err)
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	err := d.change(ctx, entry, func() error {
+		if !d.loginUsed(g.Tenant, g.Login) { // a refresh token that serves nobody is only a risk
+			return status.New(550, status.Enhanced{5, 7, 0}, "the sender was removed, or changed, while its owner signed in; nothing was kept")
+		}
+		return d.opts.Tokens.Adopt(ctx, g)
+	})
+	if err == nil {
+		d.opts.Dispatcher.Probe(g.Tenant, envelope.Address(g.Login).Key())
 	}
-	if err := d.opts.Tokens.Adopt(ctx, g); err != nil {
-		return err
-	}
-	d.opts.Dispatcher.Probe(g.Tenant, envelope.Address(g.Login).Key())
-	return nil
+	return err
 }
 
 // Invite implements console.Console.
@@ -136,9 +136,16 @@ func expired(err error) error {
 }
 
 // AcceptInvitation implements console.Console.
-func (d *Desk) AcceptInvitation(ctx context.Context, code, session string) (string, error) {
-	url, err := d.opts.Consents.Accept(ctx, code, session)
-	return url, expired(err)
+func (d *Desk) AcceptInvitation(ctx context.Context, code, session string) (url string, err error) {
+	i, err := d.opts.Consents.Invitation(ctx, code)
+	if err != nil {
+		return "", expired(err)
+	}
+	err = d.Change(ctx, "consent.accept", i.Sender, "", "login="+i.Login, func() error {
+		url, err = d.opts.Consents.Accept(ctx, code, session)
+		return expired(err)
+	})
+	return url, err
 }
 
 // StartDevice implements console.Console.

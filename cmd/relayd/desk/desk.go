@@ -2,12 +2,14 @@
 // for, durably and with an entry in the audit log.
 //
 // A change is written to the audit log before it is made, so that there is none that is not in it; one that then fails has a
-// second entry that says so.
+// second entry that says so. One whose record is stored but cannot be put in force is taken back.
 package desk
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -97,6 +99,8 @@ type Audit interface {
 type Desk struct {
 	opts Options
 	log  *zap.Logger
+	// changing is held from looking at what is entered to the end of a change of it, so that no two are judged by the same state.
+	changing sync.Mutex
 }
 
 var _ console.Console = (*Desk)(nil)
@@ -108,16 +112,44 @@ func New(opts Options) *Desk { return &Desk{opts: opts, log: opts.Logger} }
 func (d *Desk) Change(ctx context.Context, what, on, before, after string, do func() error) error {
 	entry := entryOf(ctx, what, on)
 	entry.Before, entry.After = before, after
+	return d.change(ctx, entry, do)
+}
+
+func (d *Desk) change(ctx context.Context, entry console.Entry, do func() error) error {
 	if err := d.opts.Audit.Write(ctx, entry); err != nil {
-		return fmt.Errorf("write the audit log: %w", err)
+		return unwritten(err)
 	}
 	err := do()
 	if err == nil {
 		return nil
 	}
-	entry.Error = err.Error()
+	d.failed(ctx, entry, err)
+	return err
+}
+
+// failed writes down that a change was not made. It is told whoever asked besides, so a log that takes no entry changes nothing.
+func (d *Desk) failed(ctx context.Context, entry console.Entry, err error) {
+	entry.At, entry.Error = time.Now(), err.Error()
 	if failed := d.opts.Audit.Write(context.WithoutCancel(ctx), entry); failed != nil {
-		d.log.Error("audit log: a failure was not written", zap.String("what", what), zap.Error(failed))
+		d.log.Error("audit log: a failure was not written", zap.String("what", entry.What), zap.Error(failed))
+	}
+}
+
+// unwritten refuses a change that cannot be written down.
+func unwritten(err error) error {
+	return &status.Error{Code: 451, Enhanced: status.Enhanced{4, 3, 0}, Text: "the audit log cannot be written, so nothing was changed",
+		Cause:  "each change is written there before it is made",
+		Advice: "Look for room and permissions of the folder audit in data_dir; the relay's log has the error. Then try again", Err: err}
+}
+
+// inForce puts what the registry holds in force. Where that cannot be done, undo takes the last change of it back.
+func (d *Desk) inForce(ctx context.Context, undo func(ctx context.Context) error) error {
+	err := d.opts.Apply(ctx)
+	if err == nil {
+		return nil
+	}
+	if failed := undo(context.WithoutCancel(ctx)); failed != nil {
+		return errors.Join(err, fmt.Errorf("take the change back: %w", failed))
 	}
 	return err
 }

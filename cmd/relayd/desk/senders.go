@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"relayd/cmd/relayd/registry"
@@ -38,7 +39,9 @@ type scene struct {
 	grants  map[mailboxKey]grant.Grant
 	waiting map[string]waiting // by rule, in lower case
 	paused  map[string]registry.Pause
-	logins  map[mailboxKey][]string // rules that go by the mailbox
+	logins  map[mailboxKey][]string  // rules that go by the mailbox
+	stops   map[string]dispatch.Stop // of whole tenants
+	expires map[string]time.Time     // of the tenants' own access tokens
 }
 
 type waiting struct {
@@ -50,14 +53,12 @@ func (d *Desk) scene(ctx context.Context, x *config.Extended) (*scene, error) {
 	s := &scene{
 		tenants: map[string]*config.Tenant{}, boxes: map[mailboxKey]dispatch.Mailbox{}, domains: map[mailboxKey][]dispatch.Mailbox{},
 		grants: map[mailboxKey]grant.Grant{}, waiting: map[string]waiting{}, paused: d.opts.Registry.Content().Pauses, logins: map[mailboxKey][]string{},
+		expires: map[string]time.Time{},
 	}
 	for i := range x.Tenants {
-		s.tenants[x.Tenants[i].Name] = &x.Tenants[i]
-	}
-	for _, box := range d.opts.Dispatcher.Mailboxes() {
-		s.boxes[keyOf(box.Tenant, box.Login)] = box
-		domain := keyOf(box.Tenant, envelope.Address(box.Login).Domain())
-		s.domains[domain] = append(s.domains[domain], box)
+		t := &x.Tenants[i]
+		s.tenants[t.Name] = t
+		s.expires[t.Name], _ = d.opts.Tokens.Status(t.Name)
 	}
 	grants, err := d.opts.Tokens.Grants(ctx)
 	if err != nil {
@@ -74,6 +75,16 @@ func (d *Desk) scene(ctx context.Context, x *config.Extended) (*scene, error) {
 			k := keyOf(sender.Tenant, sender.Login)
 			s.logins[k] = append(s.logins[k], sender.Address+sender.Match)
 		}
+	}
+	boxes := d.opts.Dispatcher.Mailboxes()
+	s.stops = tenantStops(boxes)
+	for _, box := range boxes {
+		s.boxes[keyOf(box.Tenant, box.Login)] = box
+		if rules[strings.ToLower(box.Login)] {
+			continue // it has an entry of its own
+		}
+		domain := keyOf(box.Tenant, envelope.Address(box.Login).Domain())
+		s.domains[domain] = append(s.domains[domain], box)
 	}
 	for _, w := range d.opts.Queue.Waiting() {
 		rule := w.Sender.Key()
@@ -107,10 +118,7 @@ func (d *Desk) senders(ctx context.Context) ([]console.Sender, error) {
 		list = append(list, s)
 	}
 	entered := func(fields config.Fields, state string, problems []config.Problem) {
-		s := console.Sender{Match: fields["address"] + fields["match"], Tenant: fields["tenant"], Login: envelope.Address(fields["login"]),
-			Origin: console.OriginPage, State: state}
-		s.Problem = refusedProblem(problems)
-		list = append(list, s)
+		list = append(list, enteredSender(fields, state, problems))
 	}
 	for _, fields := range x.Shadowed.Senders {
 		entered(fields, console.SenderShadowed, nil)
@@ -126,6 +134,19 @@ func (d *Desk) senders(ctx context.Context) ([]console.Sender, error) {
 	return list, nil
 }
 
+// enteredSender shows what was entered and is not in force.
+func enteredSender(fields config.Fields, state string, problems []config.Problem) console.Sender {
+	number := func(name string) int {
+		n, _ := strconv.Atoi(fields[name]) // what is none is told as a problem
+		return n
+	}
+	return console.Sender{
+		Match: fields["address"] + fields["match"], Tenant: fields["tenant"], Login: envelope.Address(fields["login"]),
+		Fallback: envelope.Address(fields["fallback"]), Connections: number("connections"), MessagesPerMinute: number("messages_per_minute"),
+		RecipientsPerDay: number("recipients_per_day"), Origin: console.OriginPage, State: state, Problem: refusedProblem(problems),
+	}
+}
+
 func (d *Desk) sender(sc *scene, c *config.Sender) console.Sender {
 	match := c.Address + c.Match
 	s := console.Sender{
@@ -135,6 +156,9 @@ func (d *Desk) sender(sc *scene, c *config.Sender) console.Sender {
 	tenant := sc.tenants[c.Tenant]
 	if tenant != nil {
 		s.Grant = tenant.Grant
+	}
+	if s.Grant != "delegated" {
+		s.TokenExpires = sc.expires[c.Tenant]
 	}
 	w := sc.waiting[strings.ToLower(match)]
 	s.Queued, s.Oldest = w.messages, w.oldest
@@ -152,6 +176,9 @@ func (d *Desk) sender(sc *scene, c *config.Sender) console.Sender {
 		}
 	}
 	showStops(&s, boxes)
+	if stop, stopped := sc.stops[c.Tenant]; stopped && len(boxes) == 0 { // it has sent nothing since the start, and cannot either
+		showStop(&s, &stop)
+	}
 	if s.Grant == "delegated" && login != "" {
 		sc.showConsent(&s, login, d.opts.Tokens.Advice)
 	}
@@ -168,14 +195,19 @@ func showStops(s *console.Sender, boxes []dispatch.Mailbox) {
 			s.Remaining = min(s.Remaining, box.Remaining)
 		}
 		for _, stop := range box.Stops {
-			state := console.SenderParked
-			if stop.Quota {
-				state = console.SenderHeld
-			}
-			if s.State == console.SenderReady || s.State == console.SenderHeld && state == console.SenderParked {
-				s.State, s.Problem = state, problemOf(stop.Reply, stop.Since)
-			}
+			showStop(s, &stop)
 		}
+	}
+}
+
+// showStop notes what keeps mail back: what a person must act on before what heals by itself.
+func showStop(s *console.Sender, stop *dispatch.Stop) {
+	state := console.SenderParked
+	if stop.Quota {
+		state = console.SenderHeld
+	}
+	if s.State == console.SenderReady || s.State == console.SenderHeld && state == console.SenderParked {
+		s.State, s.Problem = state, problemOf(stop.Reply, stop.Since)
 	}
 }
 
@@ -234,6 +266,8 @@ func (d *Desk) Sender(ctx context.Context, match string) (*console.Sender, error
 
 // SaveSender implements console.Console.
 func (d *Desk) SaveSender(ctx context.Context, match string, in console.SenderInput) error {
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	entered := d.opts.Registry.Content().Senders
 	old, known := entered[registry.Key(match)]
 	x := d.opts.Config()
@@ -261,7 +295,16 @@ func (d *Desk) SaveSender(ctx context.Context, match string, in console.SenderIn
 		if err := d.opts.Registry.PutSender(ctx, in.Match, fields); err != nil {
 			return err
 		}
-		return d.opts.Apply(ctx)
+		err := d.inForce(ctx, func(ctx context.Context) error {
+			if known {
+				return d.opts.Registry.PutSender(ctx, in.Match, old)
+			}
+			return d.opts.Registry.DeleteSender(ctx, in.Match)
+		})
+		if err != nil {
+			return err
+		}
+		return d.forgetUnused(ctx, old)
 	})
 }
 
@@ -296,9 +339,10 @@ func senderFields(in console.SenderInput) config.Fields {
 
 // RemoveSender implements console.Console.
 func (d *Desk) RemoveSender(ctx context.Context, match string) error {
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	old, known := d.opts.Registry.Content().Senders[registry.Key(match)]
-	x := d.opts.Config()
-	entry, inForce := senderOf(x, match)
+	_, inForce := senderOf(d.opts.Config(), match)
 	switch {
 	case !known && inForce:
 		return console.ErrFile
@@ -309,21 +353,26 @@ func (d *Desk) RemoveSender(ctx context.Context, match string) error {
 		if err := d.opts.Registry.DeleteSender(ctx, match); err != nil {
 			return err
 		}
-		if err := d.opts.Registry.Resume(ctx, match); err != nil {
+		err := d.inForce(ctx, func(ctx context.Context) error { return d.opts.Registry.PutSender(ctx, match, old) })
+		if err != nil {
 			return err
 		}
-		if err := d.opts.Apply(ctx); err != nil {
-			return err
+		if _, ofFile := senderOf(d.opts.Config(), match); !ofFile { // whose pause it is now
+			if err := d.opts.Registry.Resume(ctx, match); err != nil {
+				return err
+			}
 		}
-		login := ""
-		if inForce {
-			login = cmp.Or(entry.Login, entry.Address)
-		}
-		if login == "" || d.loginUsed(entry.Tenant, login) {
-			return nil
-		}
-		return d.opts.Tokens.Forget(ctx, entry.Tenant, login)
+		return d.forgetUnused(ctx, old)
 	})
+}
+
+// forgetUnused forgets the consent of the mailbox that an entry went by, where none goes by it any more.
+func (d *Desk) forgetUnused(ctx context.Context, old config.Fields) error {
+	login := cmp.Or(old["login"], old["address"])
+	if login == "" || d.loginUsed(old["tenant"], login) {
+		return nil
+	}
+	return d.opts.Tokens.Forget(ctx, old["tenant"], login)
 }
 
 // loginUsed reports whether an entry in force goes by that mailbox.
@@ -378,7 +427,12 @@ func (d *Desk) Examine(ctx context.Context, sender string, found func(console.Fi
 	if err != nil || strings.HasPrefix(sender, "*") {
 		return console.Mistakes{{Field: "sender", Text: fmt.Sprintf("%q is not the address of a sender; write one like app@contoso.com", sender)}}
 	}
-	return d.opts.Examine(ctx, address, found)
+	var one sync.Mutex // found writes to one reader
+	return d.opts.Examine(ctx, address, func(f console.Finding) {
+		one.Lock()
+		defer one.Unlock()
+		found(f)
+	})
 }
 
 var errNotDelegated = errors.New("its tenant's app sends by itself (grant: client_credentials); nobody has to sign in")

@@ -33,7 +33,7 @@ func (d *Desk) Tenants(context.Context) ([]console.Tenant, error) {
 	for i := range x.Senders {
 		users[x.Senders[i].Tenant]++
 	}
-	stops := d.tenantStops()
+	stops := tenantStops(d.opts.Dispatcher.Mailboxes())
 	var list []console.Tenant
 	for i := range x.Tenants {
 		origin := console.OriginFile
@@ -45,23 +45,23 @@ func (d *Desk) Tenants(context.Context) ([]console.Tenant, error) {
 		list = append(list, t)
 	}
 	for _, fields := range x.Shadowed.Tenants {
-		list = append(list, enteredTenant(fields, true, nil))
+		list = append(list, d.enteredTenant(fields, true, nil))
 	}
 	for _, r := range x.Refused {
 		if r.Fields["name"] != "" {
-			list = append(list, enteredTenant(r.Fields, false, r.Problems))
+			list = append(list, d.enteredTenant(r.Fields, false, r.Problems))
 		}
 	}
 	slices.SortStableFunc(list, func(a, b console.Tenant) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
 }
 
-// tenantStops returns what keeps each tenant's mail back.
-func (d *Desk) tenantStops() map[string]dispatch.Stop {
+// tenantStops returns what keeps each tenant's mail back: what a person must act on before what heals by itself.
+func tenantStops(boxes []dispatch.Mailbox) map[string]dispatch.Stop {
 	stops := map[string]dispatch.Stop{}
-	for _, box := range d.opts.Dispatcher.Mailboxes() {
+	for _, box := range boxes {
 		for _, s := range box.Stops {
-			if s.Tenant {
+			if known, ok := stops[box.Tenant]; s.Tenant && (!ok || known.Quota && !s.Quota) {
 				stops[box.Tenant] = s
 			}
 		}
@@ -87,15 +87,26 @@ func (d *Desk) tenant(t *config.Tenant, origin string, stops map[string]dispatch
 }
 
 // enteredTenant shows what was entered and is not in force.
-func enteredTenant(fields config.Fields, shadowed bool, problems []config.Problem) console.Tenant {
+func (d *Desk) enteredTenant(fields config.Fields, shadowed bool, problems []config.Problem) console.Tenant {
 	t := console.Tenant{
 		Name: fields["name"], Cloud: fields["cloud"], TenantID: fields["tenant_id"], ClientID: fields["client_id"], Grant: fields["grant"],
 		Authority: fields["authority"], Scope: fields["scope"], SMTPServer: fields["smtp_server"], Origin: console.OriginPage, Shadowed: shadowed,
-		Credential: "none",
+		CertFile: fields["certificate.cert_file"], KeyFile: fields["certificate.key_file"], CAFile: fields["ca_file"],
+		Credential: "none", RedirectURI: d.RedirectURI(), Problem: refusedProblem(problems),
 	}
-	t.Problem = refusedProblem(problems)
+	switch {
+	case fields["client_secret"] != "":
+		t.Credential = "client_secret"
+	case t.CertFile != "":
+		t.Credential = "certificate"
+	}
+	if day, err := time.Parse(time.DateOnly, fields["credential_expires"]); err == nil {
+		t.CredentialExpires = day
+	}
 	return t
 }
+
+const notInForce = "what was entered is not in force"
 
 func refusedProblem(problems []config.Problem) *console.Problem {
 	if len(problems) == 0 {
@@ -105,7 +116,7 @@ func refusedProblem(problems []config.Problem) *console.Problem {
 	for i, p := range problems {
 		texts[i] = p.Key + ": " + p.Text
 	}
-	return &console.Problem{Text: "what was entered is not in force", Cause: strings.Join(texts, "; "), Advice: "Change it, or remove it"}
+	return &console.Problem{Text: notInForce, Cause: strings.Join(texts, "; "), Advice: "Change it, or remove it"}
 }
 
 func credential(t *config.Tenant) string {
@@ -176,6 +187,8 @@ func (d *Desk) Tenant(ctx context.Context, name string) (*console.Tenant, error)
 
 // SaveTenant implements console.Console.
 func (d *Desk) SaveTenant(ctx context.Context, name string, in console.TenantInput) error {
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	entered := d.opts.Registry.Content().Tenants
 	old, known := entered[name]
 	x := d.opts.Config()
@@ -185,9 +198,19 @@ func (d *Desk) SaveTenant(ctx context.Context, name string, in console.TenantInp
 		}
 		return console.ErrNotFound
 	}
+	if scheme, _, found := strings.Cut(in.ClientSecret, ":"); found && slices.Contains([]string{"env", "file", "cred"}, scheme) {
+		return console.Mistakes{{Field: "client_secret", Text: "a reference is for the configuration file; enter the secret's value, which is kept encrypted"}}
+	}
+	if wrong := secretMistake(in.ClientSecret); wrong != "" {
+		return console.Mistakes{{Field: "client_secret", Text: wrong}}
+	}
 	fields := tenantFields(in)
-	if fields["client_secret"] == "" && fields["certificate.cert_file"] == "" {
-		if old["client_secret"] != "" && fields["authority"] != old["authority"] {
+	// Cloud or authority: either way it is another server that secrets would be sent to.
+	before, _ := without(x, name, "").NewTenant(old)
+	after, _ := without(x, name, "").NewTenant(fields)
+	elsewhere := before.Authority != after.Authority
+	if old["client_secret"] != "" && fields["client_secret"] == "" && fields["certificate.cert_file"] == "" {
+		if elsewhere {
 			return console.Mistakes{{Field: "client_secret", Text: "enter the secret again, since it will be sent to another authority"}}
 		}
 		fields["client_secret"] = old["client_secret"]
@@ -206,15 +229,71 @@ func (d *Desk) SaveTenant(ctx context.Context, name string, in console.TenantInp
 		what = "tenant.add"
 	}
 	err := d.Change(ctx, what, in.Name, shownFields(old), shownFields(fields), func() error {
+		if !known || elsewhere {
+			if err := d.forgetGrants(ctx, in.Name, after.Authority); err != nil {
+				return err
+			}
+		}
 		if err := d.opts.Registry.PutTenant(ctx, in.Name, fields); err != nil {
 			return err
 		}
-		return d.opts.Apply(ctx)
+		return d.inForce(ctx, func(ctx context.Context) error {
+			if known {
+				return d.opts.Registry.PutTenant(ctx, in.Name, old)
+			}
+			return d.opts.Registry.DeleteTenant(ctx, in.Name)
+		})
 	})
 	if err == nil {
 		d.opts.Dispatcher.Probe(in.Name, "")
 	}
 	return err
+}
+
+// forgetGrants forgets what mailboxes' owners have granted a tenant of that name elsewhere than at authority, which may be empty:
+// refresh tokens go to nobody but who issued them. Whose authority is not known any more is forgotten, too.
+func (d *Desk) forgetGrants(ctx context.Context, tenant, authority string) error {
+	grants, err := d.opts.Tokens.Grants(ctx)
+	if err != nil {
+		return err
+	}
+	for _, g := range grants {
+		issuer, _, _ := strings.Cut(g.For, " ")
+		if g.Tenant != tenant || authority != "" && issuer == authority {
+			continue
+		}
+		if err := d.opts.Tokens.Forget(ctx, tenant, g.Login); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// secretMistake says what is wrong with an entered secret, without repeating it; empty: nothing that can be seen.
+func secretMistake(secret string) string {
+	scheme, rest, found := strings.Cut(secret, ":")
+	switch {
+	case strings.TrimSpace(secret) != secret:
+		return "begins or ends with a space or a line's end; copy the value alone"
+	case found && rest != "" && slices.Contains([]string{"env", "file", "cred"}, scheme):
+		return "looks like a reference to a secret, which can only stand in the configuration file; enter the secret's value itself"
+	case isGUID(secret):
+		return "is an ID, not a secret: Entra ID shows both; copy what stands in the column Value, or make a new secret if it is shown no more"
+	}
+	return ""
+}
+
+// isGUID reports whether s has the form of Entra ID's identifiers, which its secrets never have.
+func isGUID(s string) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i, c := range s {
+		if dash := i == 8 || i == 13 || i == 18 || i == 23; dash != (c == '-') || !dash && !strings.ContainsRune("0123456789abcdefABCDEF", c) {
+			return false
+		}
+	}
+	return true
 }
 
 func tenantFields(in console.TenantInput) config.Fields {
@@ -269,6 +348,8 @@ func shownFields(fields config.Fields) string {
 
 // RemoveTenant implements console.Console.
 func (d *Desk) RemoveTenant(ctx context.Context, name string) error {
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	old, known := d.opts.Registry.Content().Tenants[name]
 	x := d.opts.Config()
 	at := slices.IndexFunc(x.Tenants, func(t config.Tenant) bool { return t.Name == name })
@@ -281,10 +362,15 @@ func (d *Desk) RemoveTenant(ctx context.Context, name string) error {
 		return console.ErrInUse
 	}
 	return d.Change(ctx, "tenant.remove", name, shownFields(old), "", func() error {
+		if at < 0 || at >= x.TenantsOfFile { // else the consents are of the file's
+			if err := d.forgetGrants(ctx, name, ""); err != nil {
+				return err
+			}
+		}
 		if err := d.opts.Registry.DeleteTenant(ctx, name); err != nil {
 			return err
 		}
-		return d.opts.Apply(ctx)
+		return d.inForce(ctx, func(ctx context.Context) error { return d.opts.Registry.PutTenant(ctx, name, old) })
 	})
 }
 
@@ -298,7 +384,7 @@ func (d *Desk) CheckTenant(ctx context.Context, name string) ([]console.Finding,
 	add := func(step, result, detail, cause, advice string) {
 		findings = append(findings, console.Finding{Step: step, Result: result, Detail: detail, Cause: cause, Advice: advice})
 	}
-	if t.Shadowed || t.Problem != nil && t.Problem.Text == "what was entered is not in force" {
+	if t.Shadowed || t.Problem != nil && t.Problem.Text == notInForce {
 		add("configuration", "fail", "this entry is not in force", "the file has a tenant of that name, or what was entered no longer fits", "Remove the entry, or change it")
 		return findings, nil
 	}

@@ -86,7 +86,7 @@ type TenantInput struct {
 	TenantID          string `json:"tenant_id"`
 	ClientID          string `json:"client_id"`
 	Grant             string `json:"grant,omitempty" doc:"delegated if empty: a person signs in for each mailbox"`
-	ClientSecret      string `json:"client_secret,omitempty" doc:"its value, or a reference: env:NAME, file:/path, cred:name"`
+	ClientSecret      string `json:"client_secret,omitempty" doc:"its value, which is kept encrypted"`
 	CertFile          string `json:"cert_file,omitempty" doc:"PEM file on the relay's machine, instead of a secret"`
 	KeyFile           string `json:"key_file,omitempty"`
 	CredentialExpires string `json:"credential_expires,omitempty" doc:"date: 2027-12-31"`
