@@ -19,6 +19,7 @@ import (
 	"io"
 	"maps"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -26,9 +27,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -71,60 +72,14 @@ func skip(t *testing.T, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
-// records is a grant.Records in memory.
-type records struct {
-	mu       sync.Mutex
-	revision uint64
-	data     map[string][]byte
-	at       map[string]uint64
-}
-
-func newRecords() *records { return &records{data: map[string][]byte{}, at: map[string]uint64{}} }
-
-func (r *records) Get(_ context.Context, name string) ([]byte, uint64, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Clone(r.data[name]), r.at[name], nil
-}
-
-func (r *records) Put(_ context.Context, name string, data []byte, revision uint64) (uint64, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.at[name] != revision {
-		return 0, nil
-	}
-	r.revision++
-	r.data[name], r.at[name] = slices.Clone(data), r.revision
-	return r.revision, nil
-}
-
-func (r *records) Delete(_ context.Context, name string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.data, name)
-	delete(r.at, name)
-	return nil
-}
-
-func (r *records) Names(context.Context) ([]string, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Collect(maps.Keys(r.data)), nil
-}
-
 // refresh returns the refresh token that is stored for a login, as only the store knows it.
-func (r *records) refresh(t *testing.T, login string) string {
+func (w *world) refresh(t *testing.T, tenant, login string) string {
 	t.Helper()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, data := range r.data {
-		var g grant.Grant
-		if json.Unmarshal(data, &g) == nil && g.Login == login && g.Refresh != "" {
-			return g.Refresh
-		}
+	g, _, err := grant.Load(t.Context(), w.grants, grant.Name(tenant, login))
+	if err != nil || g == nil || g.Refresh == "" {
+		t.Fatalf("no grant of %s is stored: %v", login, err)
 	}
-	t.Fatalf("no grant of %s is stored", login)
-	return ""
+	return g.Refresh
 }
 
 // world is the provider, and a relay's tokens and consents before it.
@@ -132,7 +87,9 @@ type world struct {
 	authority string
 	tokens    *entra.Tokens
 	consents  *consent.Consents
-	grants    *records
+	grants    *grant.Memory
+	tenants   map[string]entra.Tenant
+	requests  atomic.Int64 // of entra.Tokens and consent: each has a connection of its own
 }
 
 func start(t *testing.T) *world {
@@ -145,21 +102,17 @@ func start(t *testing.T) *world {
 		skip(t, "oidc-provider is not installed: run scripts/test-deps")
 	}
 	certificate, key := newCertificate(t)
-	w := &world{authority: serve(t, node, key), grants: newRecords()}
+	w := &world{authority: serve(t, node, key), grants: grant.NewMemory()}
 	tenant := entra.Tenant{TenantID: tenantID, Authority: w.authority, Scope: sendScope, Delegated: true}
 	withCertificate, withSecret := tenant, tenant
 	withCertificate.ClientID, withCertificate.Certificate = certified, func() (tls.Certificate, error) { return certificate, nil }
 	withSecret.ClientID, withSecret.Secret = secretive, func() (string, error) { return secret, nil }
 	app := withCertificate
 	app.ClientID, app.Delegated, app.Scope = appOnly, false, appScope
-	w.tokens, err = entra.New(entra.Options{Records: w.grants,
-		Tenants: map[string]entra.Tenant{certified: withCertificate, secretive: withSecret, appOnly: app}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(w.tokens.Close)
-	w.consents, err = consent.New(consent.Options{Registration: w.tokens.Registration, Pending: newRecords(), Devices: newRecords(),
-		Invitations: newRecords(), Adopt: w.tokens.Adopt, RedirectURI: func() string { return redirect }})
+	w.tenants = map[string]entra.Tenant{certified: withCertificate, secretive: withSecret, appOnly: app}
+	w.tokens = w.node(t, "one")
+	w.consents, err = consent.New(consent.Options{Registration: w.tokens.Registration, Pending: grant.NewMemory(), Devices: grant.NewMemory(),
+		Invitations: grant.NewMemory(), Adopt: w.tokens.Adopt, RedirectURI: func() string { return redirect }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,6 +121,22 @@ func start(t *testing.T) *world {
 	running.Go(func() { w.consents.Run(ctx) })
 	t.Cleanup(func() { cancel(); running.Wait() })
 	return w
+}
+
+// node returns the tokens of one of the relay's nodes.
+func (w *world) node(t *testing.T, name string) *entra.Tokens {
+	t.Helper()
+	dialer := net.Dialer{Timeout: patience}
+	tokens, err := entra.New(entra.Options{Records: w.grants, Node: name, Tenants: w.tenants,
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			w.requests.Add(1)
+			return dialer.DialContext(ctx, network, address)
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tokens.Close)
+	return tokens
 }
 
 // newCertificate returns what relayd signs assertions with, and the public key as the provider wants it (RFC 7517).
@@ -442,12 +411,12 @@ func TestRotation(t *testing.T) {
 	if _, err := w.consents.Finish(t.Context(), w.open(t, secretive).agree("ann@contoso.com").callback()); err != nil {
 		t.Fatalf("%v (%v)", err, errors.Unwrap(err))
 	}
-	first := w.grants.refresh(t, "ann@contoso.com")
+	first := w.refresh(t, secretive, "ann@contoso.com")
 	token := w.token(t, secretive, "")
 	seen := map[string]bool{first: true}
 	for range 3 {
 		token = w.token(t, secretive, token)
-		next := w.grants.refresh(t, "ann@contoso.com")
+		next := w.refresh(t, secretive, "ann@contoso.com")
 		if seen[next] {
 			t.Fatal("the refresh token was not replaced")
 		}
@@ -470,6 +439,47 @@ func TestRotation(t *testing.T) {
 		t.Fatalf("%v (%v)", err, errors.Unwrap(err))
 	}
 	w.token(t, secretive, "")
+}
+
+// TestTwoNodesRotate: two nodes on the same records, and 100 callers at once on each. Were the refresh token sent twice, the
+// provider would revoke the grant, and the next round would fail.
+func TestTwoNodesRotate(t *testing.T) {
+	w := start(t)
+	if _, err := w.consents.Finish(t.Context(), w.open(t, certified).agree("ann@contoso.com").callback()); err != nil {
+		t.Fatalf("%v (%v)", err, errors.Unwrap(err))
+	}
+	nodes := []*entra.Tokens{w.tokens, w.node(t, "two")}
+	refused, refresh := "", w.refresh(t, certified, "ann@contoso.com")
+	for round := range 3 {
+		before := w.requests.Load()
+		var callers sync.WaitGroup
+		var mu sync.Mutex
+		got := map[string]int{}
+		for _, node := range nodes {
+			for range 100 {
+				callers.Go(func() {
+					token, err := node.Token(t.Context(), certified, "ann@contoso.com", refused)
+					if err != nil {
+						t.Error(err, errors.Unwrap(err))
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					got[token]++
+				})
+			}
+		}
+		callers.Wait()
+		if n := w.requests.Load() - before; len(got) != 1 || got[refused] != 0 || n != 1 {
+			t.Fatalf("round %d: %d requests, %d different tokens, want one new one by one request", round, n, len(got))
+		}
+		next := w.refresh(t, certified, "ann@contoso.com")
+		if next == refresh {
+			t.Fatalf("round %d: the refresh token was not replaced", round)
+		}
+		for refused = range got {
+		}
+		refresh = next
+	}
 }
 
 func TestDeviceCode(t *testing.T) {

@@ -1,6 +1,7 @@
 // Runs oidc-provider as a tenant of Entra ID: node provider.mjs MODULES < options.json. It prints its port, and ends with
 // its input. The provider does all the work; what is here gives its endpoints Entra ID's paths, its ID tokens Entra ID's
-// claims, and asks for consent by itself where offline_access is asked for, as Entra ID does.
+// claims, and asks for consent by itself where offline_access is asked for, as Entra ID does, also where relayd says
+// prompt=select_account, which the provider does not know.
 import http from 'node:http';
 import path from 'node:path';
 import { once } from 'node:events';

@@ -63,6 +63,8 @@ func TestKnown(t *testing.T) {
 		{"access_denied", "", "sign-in-declined"},
 		{"access_denied", "AADSTS50105: x", "sign-in-not-assigned"}, // the number refines
 		{"access_denied", "AADSTS90094: x", "sign-in-admin"},
+		{"access_denied", "AADSTS50057: x", ""}, // a disabled account has declined nothing
+		{"authorization_declined", "AADSTS50057: x", "sign-in-declined"},
 		{"invalid_grant", "AADSTS70008: x", "sign-in-stale"},
 		{"expired_token", "", "sign-in-device-expired"},
 		{"bad_verification_code", "", "sign-in-device-expired"},
