@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 
 	"relayd/pkg/entra/grant"
 )
@@ -19,8 +18,8 @@ func (b box[T]) get(ctx context.Context, name string) (*T, uint64, error) {
 		return nil, 0, err
 	}
 	v := new(T)
-	if err := json.Unmarshal(data, v); err != nil {
-		return nil, 0, fmt.Errorf("read a record of a sign-in: %w", err)
+	if json.Unmarshal(data, v) != nil { // its error could quote the record
+		return nil, 0, errors.New("the record of a sign-in cannot be read")
 	}
 	return v, revision, nil
 }

@@ -14,7 +14,8 @@
 //     with one state, one goes on. A crash after that costs the sign-in; it is begun again.
 //   - device, one for each device code. Each poll is claimed by compare-and-swap for as long as a request can take, so
 //     that nodes take turns; what became of it can be asked for an hour longer than the code lives. A crash between Entra
-//     ID's last answer and Adopt costs the sign-in, as above.
+//     ID's last answer and Adopt costs the sign-in, as above; one behind Adopt costs only the outcome: the code is then told
+//     as expired, though the grant is in force.
 //   - invitation, one for each one-time link, named by the SHA-256 of its code. The link is used up when a sign-in by it
 //     succeeds, not when it is opened: whoever cancels or picks the wrong account opens it again. Each opening belongs to its
 //     browser session, and of two sign-ins that end well at once only one is taken. A crash between using it up and Adopt
