@@ -22,7 +22,7 @@ const (
 	pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
 		"form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 	// permissions are those of the features a page could ask a person for.
-	permissions = "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=(), serial=(), bluetooth=(), hid=(), midi=()"
+	permissions = "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=(), serial=(), hid=(), midi=()"
 	// strictTransport makes browsers come by TLS for a year. Not for other names of the domain, which are not the relay's.
 	strictTransport = "max-age=31536000"
 )
