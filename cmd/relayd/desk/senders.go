@@ -372,6 +372,11 @@ func (d *Desk) forgetUnused(ctx context.Context, old config.Fields) error {
 	if login == "" || d.loginUsed(old["tenant"], login) {
 		return nil
 	}
+	for _, other := range d.opts.Registry.Content().Senders { // one that is not in force today may be again
+		if other["tenant"] == old["tenant"] && strings.EqualFold(cmp.Or(other["login"], other["address"]), login) {
+			return nil
+		}
+	}
 	return d.opts.Tokens.Forget(ctx, old["tenant"], login)
 }
 

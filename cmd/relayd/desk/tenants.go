@@ -328,7 +328,11 @@ func mistakes(problems []config.Problem, main string) console.Mistakes {
 		if name, ok := names[field]; ok {
 			field = name
 		}
-		list = append(list, console.Mistake{Field: field, Text: p.Text})
+		text := p.Text
+		if field == "client_secret" && strings.HasPrefix(text, "is missing") { // the file's cures are not the form's
+			text = "is missing; enter the secret's value, or name a certificate's files"
+		}
+		list = append(list, console.Mistake{Field: field, Text: text})
 	}
 	return list
 }

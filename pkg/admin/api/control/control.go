@@ -5,8 +5,11 @@ package control
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"go.uber.org/zap"
 
@@ -67,11 +70,20 @@ func Register(set *operation.Set, opts Options) {
 	}
 }
 
-// done logs a change and passes its error on.
+// done logs a change and passes its error on. Of mistakes the log has the fields alone: their texts quote what was entered, and
+// people paste secrets into the wrong field.
 func (c *control) done(ctx context.Context, act, on string, err error) error {
 	who := access.From(ctx)
+	logged := err
+	if wrong, ok := errors.AsType[console.Mistakes](err); ok {
+		fields := make([]string, len(wrong))
+		for i, m := range wrong {
+			fields[i] = m.Field
+		}
+		logged = fmt.Errorf("mistakes in %s", strings.Join(fields, ", "))
+	}
 	c.log.Info("operator changes something", zap.String("action", act), zap.String("on", problem.Clip(on)),
-		zap.String("client", who.Name), zap.String("peer", who.Peer), zap.Error(err))
+		zap.String("client", who.Name), zap.String("peer", who.Peer), zap.Error(logged))
 	return err
 }
 
