@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"golang.org/x/net/html/charset"
 
 	"relayd/cmd/relayd/desk"
 	"relayd/pkg/admin"
@@ -118,7 +119,7 @@ func (d *daemon) openAdmin(reg *prometheus.Registry) (err error) {
 		return err
 	}
 	mail := &messages{queue: d.queue, history: d.history, send: d.submit}
-	views, err := page.New(page.Options{Console: d.desk, Messages: mail, Logger: d.log, Version: thisBuild().version})
+	views, err := page.New(page.Options{Console: d.desk, Messages: mail, Logger: d.log, Version: thisBuild().version, Charset: charset.NewReaderLabel})
 	if err != nil {
 		return err
 	}
