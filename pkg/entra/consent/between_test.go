@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"relayd/pkg/entra/grant"
+	"relayd/pkg/status"
 )
 
 // between is Records in which others act, or the store fails, at the moment that matters.
@@ -269,5 +270,53 @@ func TestCatalogueMissing(t *testing.T) {
 	_, err := r.Finish(t.Context(), callback(r.begin(t, ann())))
 	if e := wantRefusal(t, err, "sign-in-no-answer"); strings.Contains(errors.Unwrap(e).Error(), "7000215") {
 		t.Errorf("quoted: %v", errors.Unwrap(e))
+	}
+}
+
+// TestTenantGone: the tenant is taken out of the configuration while the browser is at Entra ID.
+func TestTenantGone(t *testing.T) {
+	r := newRig(t)
+	cb := callback(r.begin(t, ann()))
+	where, err := r.StartAdmin(t.Context(), "contoso", "session-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := callback(r.sent(t, where))
+	admin.Code, admin.AdminConsent, admin.Tenant = "", true, tenantID
+	r.Consents.options.Registration = func(string) (Registration, error) { return r.registration("gone") }
+	for _, back := range []Callback{cb, admin} {
+		result, err := r.Finish(t.Context(), back)
+		if e, ok := errors.AsType[*status.Error](err); !ok || e.Text != "no such tenant" || result.Tenant != "contoso" || result.User != "" {
+			t.Errorf("got %+v, %v", result, err)
+		}
+	}
+	if len(r.grants()) != 0 || r.entra.count() != 0 {
+		t.Errorf("adopted %d, %d requests", len(r.grants()), r.entra.count())
+	}
+}
+
+// TestEntraGoesAway: it answers for a while, and then not.
+func TestEntraGoesAway(t *testing.T) {
+	r := newRig(t)
+	where, err := r.StartAdmin(t.Context(), "contoso", "session-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := callback(r.sent(t, where))
+	admin.Code, admin.AdminConsent, admin.Tenant = "", true, tenantID
+	r.entra.change(func() { r.entra.down = true })
+	_, err = r.Finish(t.Context(), admin)
+	wantRefusal(t, err, "sign-in-no-answer")
+
+	r.entra.change(func() { r.entra.down = false })
+	cb := callback(r.begin(t, ann()))
+	r.script(func(form url.Values) (int, any) {
+		r.entra.change(func() { r.entra.down = true }) // before the keys
+		return r.entra.yes(form)
+	})
+	_, err = r.Finish(t.Context(), cb)
+	wantRefusal(t, err, "sign-in-no-answer")
+	if len(r.grants()) != 0 {
+		t.Errorf("adopted %v", r.grants())
 	}
 }
