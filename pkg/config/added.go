@@ -52,17 +52,38 @@ func (c *Config) Extend(added Added) *Extended {
 	for i := range c.Senders {
 		ofFile[strings.ToLower(c.Senders[i].Address+c.Senders[i].Match)] = true
 	}
+	var rest []Fields
 	for _, fields := range added.Senders {
 		if ofFile[strings.ToLower(fields["address"]+fields["match"])] {
 			x.Shadowed.Senders = append(x.Shadowed.Senders, fields)
 			continue
 		}
-		if problems := merged.appendSender(fields); len(problems) > 0 {
-			merged.Senders = merged.Senders[:len(merged.Senders)-1]
-			x.Refused = append(x.Refused, Refused{fields, problems})
-		}
+		rest = append(rest, fields)
+	}
+	for fit := x.fitting(rest); len(fit) < len(rest); fit = x.fitting(rest) { // what was left out may be another's fallback
+		rest = fit
 	}
 	return x
+}
+
+// fitting puts the senders of all behind the file's, each judged beside all others, since they may be each other's fallback. It
+// returns those that fit; the others are noted as refused, and are still in place.
+func (x *Extended) fitting(all []Fields) (fit []Fields) {
+	x.Senders = x.Senders[:x.SendersOfFile]
+	reports := make([]*report, len(all))
+	for i, fields := range all {
+		reports[i] = x.place(fields)
+	}
+	for i, r := range reports {
+		at := x.SendersOfFile + i
+		r.checkSender(x.Config, at)
+		if problems := r.of(item("senders", at)); len(problems) > 0 {
+			x.Refused = append(x.Refused, Refused{all[i], problems})
+			continue
+		}
+		fit = append(fit, all[i])
+	}
+	return fit
 }
 
 // NewTenant reads a tenant as one of c, and judges it as if it stood in the file; problems have the field as their key. A
@@ -108,15 +129,19 @@ func (c *Config) NewSender(fields Fields) (Sender, []Problem) {
 
 // appendSender reads a sender, appends it to c's, and says what is wrong with it.
 func (c *Config) appendSender(fields Fields) []Problem {
+	r, at := c.place(fields), len(c.Senders)-1
+	r.checkSender(c, at)
+	return r.of(item("senders", at))
+}
+
+// place reads a sender and appends it to c's. What cannot be read of it is in the report.
+func (c *Config) place(fields Fields) *report {
 	var s Sender
 	s.setDefaults()
 	r := newReport("entered")
-	at := len(c.Senders)
-	key := item("senders", at)
-	r.fill(key, fields, reflect.ValueOf(&s).Elem())
+	r.fill(item("senders", len(c.Senders)), fields, reflect.ValueOf(&s).Elem())
 	c.Senders = append(c.Senders, s)
-	r.checkSender(c, at)
-	return r.of(key)
+	return r
 }
 
 func newReport(name string) *report {

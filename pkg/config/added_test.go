@@ -180,3 +180,21 @@ func BenchmarkExtend(b *testing.B) {
 		}
 	}
 }
+
+// TestAddedSendersFallBackOnEachOther: in whatever order they come; and one whose fallback cannot be in force is not either.
+func TestAddedSendersFallBackOnEachOther(t *testing.T) {
+	c := Default()
+	c.Tenants = []Tenant{{Name: "contoso"}}
+	x := c.Extend(Added{Senders: []Fields{
+		{"address": "a@contoso.com", "tenant": "contoso", "fallback": "b@contoso.com"},
+		{"address": "b@contoso.com", "tenant": "contoso", "fallback": "a@contoso.com"},
+		{"address": "c@contoso.com", "tenant": "contoso", "fallback": "d@contoso.com"},
+		{"address": "d@contoso.com", "tenant": "nobody"},
+	}})
+	if len(x.Senders) != 2 || x.Senders[0].Address != "a@contoso.com" || x.Senders[1].Address != "b@contoso.com" {
+		t.Errorf("in force: %+v", x.Senders)
+	}
+	if len(x.Refused) != 2 || x.Refused[0].Fields["address"] != "d@contoso.com" || x.Refused[1].Fields["address"] != "c@contoso.com" {
+		t.Errorf("refused: %+v", x.Refused)
+	}
+}

@@ -19,6 +19,7 @@ import (
 	"relayd/pkg/dispatch"
 	"relayd/pkg/entra/grant"
 	"relayd/pkg/envelope"
+	"relayd/pkg/status"
 )
 
 const (
@@ -349,6 +350,9 @@ func (d *Desk) RemoveSender(ctx context.Context, match string) error {
 	case !known:
 		return console.ErrNotFound
 	}
+	if err := d.neededBy(match); err != nil {
+		return err
+	}
 	return d.Change(ctx, "sender.remove", match, shownFields(old), "", func() error {
 		if err := d.opts.Registry.DeleteSender(ctx, match); err != nil {
 			return err
@@ -364,6 +368,27 @@ func (d *Desk) RemoveSender(ctx context.Context, match string) error {
 		}
 		return d.forgetUnused(ctx, old)
 	})
+}
+
+// neededBy refuses to remove an entry that others name as their fallback: without it they would not be in force either.
+func (d *Desk) neededBy(match string) error {
+	x := d.opts.Config()
+	file := *x.Config
+	file.Tenants, file.Senders = slices.Clip(x.Tenants[:x.TenantsOfFile]), slices.Clip(x.Senders[:x.SendersOfFile])
+	content := d.opts.Registry.Content()
+	content.Senders = maps.Clone(content.Senders)
+	delete(content.Senders, registry.Key(match))
+	var names []string
+	for _, r := range file.Extend(content.Added()).Refused {
+		if _, ok := senderOf(x, r.Fields["address"]+r.Fields["match"]); ok && r.Fields["name"] == "" {
+			names = append(names, r.Fields["address"]+r.Fields["match"])
+		}
+	}
+	if names == nil {
+		return nil
+	}
+	return &status.Error{Code: 550, Enhanced: status.Enhanced{5, 7, 0}, Text: "other senders name it as their fallback: " + strings.Join(names[:min(len(names), 10)], ", "),
+		Cause: "without it they would not be in force", Advice: "Give them another fallback, or none; then remove it"}
 }
 
 // forgetUnused forgets the consent of the mailbox that an entry went by, where none goes by it any more.

@@ -130,6 +130,12 @@ func TestSendAs(t *testing.T) {
 		s.State != console.SenderReady || s.Consent == nil {
 		t.Errorf("got %+v", s)
 	}
+	if err := w.RemoveSender(ops(t), "a@contoso.com"); err == nil || !strings.Contains(err.Error(), "*@contoso.org") {
+		t.Errorf("got %v, want it kept, since another falls back on it", err)
+	}
+	if err := w.SaveSender(ops(t), "*@contoso.org", console.SenderInput{Match: "*@contoso.org", Tenant: "contoso", Login: "a@contoso.com"}); err != nil {
+		t.Fatal(err)
+	}
 	if err := w.RemoveSender(ops(t), "a@contoso.com"); err != nil || len(w.grants) != 1 {
 		t.Errorf("%v; others go by the mailbox still, %v", err, w.grants)
 	}
@@ -154,7 +160,7 @@ func TestSendersAreFilteredAndPaged(t *testing.T) {
 		first         string
 	}{
 		"all":            {console.SenderQuery{}, 100, 123, "*@fabrikam.com"},
-		"the rest":       {console.SenderQuery{Offset: 100}, 23, 123, "n098@contoso.com"},
+		"the rest":       {console.SenderQuery{Offset: 100}, 23, 123, "n097@contoso.com"},
 		"behind the end": {console.SenderQuery{Offset: 500}, 0, 123, ""},
 		"before it":      {console.SenderQuery{Offset: -5, Limit: 1}, 1, 123, "*@fabrikam.com"},
 		"more":           {console.SenderQuery{Limit: 5000}, 123, 123, "*@fabrikam.com"},
