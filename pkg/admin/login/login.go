@@ -279,8 +279,10 @@ func (l *Logins) Identify(next http.Handler) http.Handler {
 	})
 }
 
-// recheck cuts those requests off that could not be made any more.
+// recheck cuts those requests off that could not be made any more. One of them may be the very request that asks for it: that it
+// ends, or its client hangs up, says nothing of the others.
 func (l *Logins) recheck(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx)
 	l.mu.Lock()
 	flights := make([]*flight, 0, len(l.flights))
 	for f := range l.flights {

@@ -521,6 +521,53 @@ func TestRequestUnderWayIsCutOff(t *testing.T) {
 	}
 }
 
+// hurried has nothing for who has gone, as the vault.
+type hurried struct{ Records }
+
+func (h hurried) Get(ctx context.Context, name string) ([]byte, uint64, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, 0, err
+	}
+	return h.Records.Get(ctx, name)
+}
+
+// Who logs out ends their own requests, and nobody else's.
+func TestLogoutCutsNobodyElseOff(t *testing.T) {
+	s := newSite(t, Options{Sessions: hurried{&session.Memory{}}})
+	s.ask("GET", s.link(access.Viewer))
+	other := s.cookies["relayd-8080"]
+	s.cookies = map[string]string{}
+	s.ask("GET", s.link(access.Admin))
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var following sync.WaitGroup
+	cut := 0
+	for range 8 { // in which order they are looked at is chance
+		began, follow := make(chan struct{}), httptest.NewRequestWithContext(ctx, "GET", "/api/v1/events", nil)
+		follow.AddCookie(&http.Cookie{Name: "relayd-8080", Value: other})
+		following.Go(func() {
+			s.Identify(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				close(began)
+				<-r.Context().Done()
+			})).ServeHTTP(httptest.NewRecorder(), follow)
+		})
+		<-began
+	}
+	s.mu.Lock()
+	others := make([]*flight, 0, len(s.flights))
+	for f := range s.flights {
+		cancel := f.cancel
+		f.cancel = func() { cut++; cancel() }
+		others = append(others, f)
+	}
+	s.mu.Unlock()
+	if w := s.ask("POST", "/logout"); w.Code != 303 || len(others) != 8 || cut != 0 {
+		t.Errorf("got %d, %d of %d others cut off", w.Code, cut, len(others))
+	}
+	stop()
+	following.Wait()
+}
+
 // A session that another node has ended is cut off here within a minute, and what is over is swept.
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
