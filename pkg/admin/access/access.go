@@ -14,7 +14,7 @@ const (
 	Read    Scope = "read"    // see what is there: messages without their content, senders, tenants, stats, configuration, audit
 	Content Scope = "content" // see and download messages' content
 	Send    Scope = "send"    // send messages
-	Operate Scope = "operate" // retry, hold, release, drop; pause, resume; sign in for a sender, and revoke it
+	Operate Scope = "operate" // retry, hold, release, drop; pause, resume; examine and check; sign in for a sender, and revoke it
 	Manage  Scope = "manage"  // add, change and remove tenants and senders; sessions; rotate the vault's key
 )
 

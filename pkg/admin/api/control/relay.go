@@ -51,7 +51,8 @@ func (c *control) registerRelay() {
 	})
 	operation.Add(c.set, operation.Operation{
 		Method: "GET", Path: root + "audit", ID: "list-audit", Summary: "List who changed what",
-		Description: "Every change, whether it was done or not, the latest first.", Scope: access.Read,
+		Description: "Every change of tenants, senders, consents, sessions and the vault's key, whether it was done or not, the latest first. What is " +
+			"done to a message stands among its steps.", Scope: access.Read,
 	}, func(ctx context.Context, in *struct {
 		Before uint64 `query:"before" doc:"only entries before the one with this id: the next page"`
 		Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"at most so many"`
@@ -124,8 +125,8 @@ type SessionList struct {
 
 func (c *control) registerSessions(sessions access.Sessions) {
 	operation.Add(c.set, operation.Operation{
-		Method: "GET", Path: root + "sessions", ID: "list-sessions", Summary: "List browsers that are signed in",
-		Description: "Whose browsers are signed in to the admin page.", Scope: access.Manage,
+		Method: "GET", Path: root + "sessions", ID: "list-sessions", Summary: "List browsers that are logged in",
+		Description: "Whose browsers are logged in to the admin page.", Scope: access.Manage,
 	}, func(ctx context.Context, _ *struct{}) (*operation.Output[SessionList], error) {
 		found, err := sessions.Sessions(ctx)
 		return &operation.Output[SessionList]{Body: SessionList{list(found)}}, err
@@ -134,7 +135,7 @@ func (c *control) registerSessions(sessions access.Sessions) {
 		ID string `path:"id" maxLength:"200" doc:"of the session"`
 	}
 	change(c, operation.Operation{
-		Method: "DELETE", Path: root + "sessions/{id}", ID: "revoke-session", Summary: "Sign a browser out",
+		Method: "DELETE", Path: root + "sessions/{id}", ID: "revoke-session", Summary: "Log a browser out",
 		Description: "Ends a session at once. One that is not there is no error.", Scope: access.Manage,
 	}, func(in *input) string { return in.ID }, sessions.EndSession)
 }
@@ -146,14 +147,14 @@ type LinkRequest struct {
 
 // Link is a one-time login link.
 type Link struct {
-	URL     string    `json:"url" doc:"signs in whoever opens it first"`
+	URL     string    `json:"url" doc:"logs in whoever opens it first"`
 	Expires time.Time `json:"expires"`
 }
 
 func (c *control) registerLinks(links access.Links) {
 	operation.Add(c.set, operation.Operation{
 		Method: "POST", Path: root + "login-links", ID: "make-login-link", Summary: "Make a one-time login link",
-		Description: "The link signs in the browser that opens it first. Whoever has it is let in: hand it over as you would a password. The role may have no scope that the caller lacks.",
+		Description: "The link logs in the browser that opens it first. Whoever has it is let in: hand it over as you would a password. The role may have no scope that the caller lacks.",
 		Scope:       access.Manage, Status: http.StatusCreated,
 	}, func(ctx context.Context, in *struct{ Body LinkRequest }) (*operation.Output[Link], error) {
 		who := access.From(ctx)

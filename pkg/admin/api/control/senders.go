@@ -146,7 +146,7 @@ func (c *control) registerExamine() {
 		Method: "POST", Path: path, ID: "examine-sender", Summary: "Examine a sender's way",
 		Description: "Walks the way of a message of that address, from DNS to the recipient's acceptance, without sending one. Each step is a line " +
 			"of JSON, sent as it is done. An examination that could not be ended has a last line whose step is examination and whose result is fail.",
-		Scope: access.Read, Errors: notFound(),
+		Scope: access.Operate, Errors: notFound(),
 	}, func(_ context.Context, in *senderAct) (*huma.StreamResponse, error) {
 		if strings.HasPrefix(in.Match, "*") {
 			return nil, problem.New(http.StatusUnprocessableEntity, "path.match: only one address can be examined; name one of that domain")

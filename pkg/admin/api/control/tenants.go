@@ -71,7 +71,7 @@ func (c *control) registerTenants() {
 	}, (*tenantInput).name, c.console.RemoveTenant)
 	operation.Add(c.set, operation.Operation{
 		Method: "POST", Path: one + "/check", ID: "check-tenant", Summary: "Check a tenant",
-		Description: "Asks Entra ID whether the registration is there and the credential right. Nothing is changed.", Scope: access.Read, Errors: notFound(),
+		Description: "Asks Entra ID whether the registration is there and the credential right. Nothing is changed.", Scope: access.Operate, Errors: notFound(),
 	}, func(ctx context.Context, in *tenantAct) (*operation.Output[Findings], error) {
 		found, err := c.console.CheckTenant(ctx, in.Name)
 		return &operation.Output[Findings]{Body: Findings{list(found)}}, err
