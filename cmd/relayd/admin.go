@@ -118,7 +118,9 @@ func (d *daemon) openAdmin(reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
-	mail := &messages{queue: d.queue, history: d.history, send: d.submit}
+	mail := &auditedMessages{
+		Messages: &messages{queue: d.queue, history: d.history, send: d.submit}, info: d.queue.Info, change: d.desk.Change,
+	}
 	views, err := page.New(page.Options{Console: d.desk, Messages: mail, Logger: d.log, Version: thisBuild().version, Charset: charset.NewReaderLabel})
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -233,6 +234,52 @@ func (m *messages) Drop(ctx context.Context, id envelope.ID, by string) error {
 // Send implements api.Messages.
 func (m *messages) Send(ctx context.Context, s api.Submission) (envelope.ID, error) {
 	return m.send(ctx, &s)
+}
+
+// auditedMessages has everything that is done to messages, by page or API, in the audit log: before it is done, one entry a
+// message.
+type auditedMessages struct {
+	api.Messages
+	info   func(id envelope.ID) (queue.Info, bool)
+	change func(ctx context.Context, what, on, before, after string, do func() error) error
+}
+
+// act does one act on a message the queue holds, or says that it does not: what is not there cannot be changed.
+func (a *auditedMessages) act(ctx context.Context, what string, id envelope.ID, do func() error) error {
+	info, ok := a.info(id)
+	if !ok {
+		return api.ErrNotFound
+	}
+	return a.change(ctx, what, string(id), "sender="+string(info.Sender)+" state="+string(info.State), "", do)
+}
+
+// Retry implements api.Messages.
+func (a *auditedMessages) Retry(ctx context.Context, id envelope.ID, by string) error {
+	return a.act(ctx, "message.retry", id, func() error { return a.Messages.Retry(ctx, id, by) })
+}
+
+// Hold implements api.Messages.
+func (a *auditedMessages) Hold(ctx context.Context, id envelope.ID, by string) error {
+	return a.act(ctx, "message.hold", id, func() error { return a.Messages.Hold(ctx, id, by) })
+}
+
+// Release implements api.Messages.
+func (a *auditedMessages) Release(ctx context.Context, id envelope.ID, by string) error {
+	return a.act(ctx, "message.release", id, func() error { return a.Messages.Release(ctx, id, by) })
+}
+
+// Drop implements api.Messages.
+func (a *auditedMessages) Drop(ctx context.Context, id envelope.ID, by string) error {
+	return a.act(ctx, "message.drop", id, func() error { return a.Messages.Drop(ctx, id, by) })
+}
+
+// Send implements api.Messages. A message has no id before it is stored; its entry has sender and time.
+func (a *auditedMessages) Send(ctx context.Context, s api.Submission) (id envelope.ID, err error) {
+	err = a.change(ctx, "message.send", string(s.From), "", fmt.Sprintf("recipients=%d", len(s.To)), func() error {
+		id, err = a.Messages.Send(ctx, s)
+		return err
+	})
+	return id, err
 }
 
 // apiError says in the API's words what the queue said.
