@@ -191,7 +191,7 @@ func (q *Queue) finish(ctx context.Context, e *entry) error {
 	q.journal.unmark(e.id) // before somebody can put and claim the same id anew
 	q.index.drop(e)
 	if st := q.store.Load(); st != nil && (last != 0 || chunks != 0) {
-		if err := st.remove(ctx, st.locate(at, "state", last)); err != nil {
+		if err := st.removeState(ctx, at, last); err != nil {
 			q.log.Debug("state record left behind", zap.String("id", string(at.id)), zap.Error(err))
 		}
 		if chunks != 0 {

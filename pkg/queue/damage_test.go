@@ -3,6 +3,7 @@ package queue
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"io"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"relayd/pkg/envelope"
 )
@@ -19,7 +21,12 @@ import (
 // flip turns over one bit of the mail streams' stored octets, at the end of needle, as a bad disk would.
 func flip(t *testing.T, dir string, needle string) {
 	t.Helper()
-	blocks, err := filepath.Glob(filepath.Join(dir, "jetstream", "*", "streams", "RELAYD_MAIL_*", "msgs", "*.blk"))
+	flipIn(t, dir, "RELAYD_MAIL_*", needle)
+}
+
+func flipIn(t *testing.T, dir, stream, needle string) {
+	t.Helper()
+	blocks, err := filepath.Glob(filepath.Join(dir, "jetstream", "*", "streams", stream, "msgs", "*.blk"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +157,7 @@ func TestDamageAtTheEnd(t *testing.T) {
 func (r *rig) replace(e *entry, kind string, record, body []byte) {
 	r.t.Helper()
 	msg := newRecord(e.place().subject(kind), record, body)
-	msg.Header.Set(headerRollup, "sub")
+	msg.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
 	if _, err := r.jetstream().PublishMsg(context.Background(), msg); err != nil {
 		r.t.Fatal(err)
 	}
@@ -339,5 +346,88 @@ func TestForeignRecords(t *testing.T) {
 	}
 	if n := r.logs.FilterMessageSnippet("not relayd's").Len(); n != 4 {
 		t.Errorf("got %d log lines, want one for each of 4", n)
+	}
+}
+
+// TestStateAfterADamagedOne: a state record that replaces one the server cannot read stays, and says what became of whom.
+func TestStateAfterADamagedOne(t *testing.T) {
+	r := newRig(t, t.TempDir(), nil)
+	env := r.put(alice, text(10))
+	c := r.claim(alice)
+	r.settle(c.Envelope, envelope.Progress{State: envelope.Deferred, Due: time.Now(), Reason: "marked " + string(env.ID)})
+	last := r.q.index.get(env.ID).last
+	r.close() // or the server answers from its memory
+	flip(t, r.dir, `"reason":"marked `+string(env.ID))
+	r.start()
+	e := r.q.index.get(env.ID)
+	e.last, e.state = last, stateSending // as if it had been damaged after it was claimed
+	results := []envelope.Result{{State: envelope.Sent}, {State: envelope.Deferred}}
+	r.settle(env, envelope.Progress{State: envelope.Deferred, Attempts: 2, Due: time.Now(), Results: results})
+	r.settle(r.claim(alice).Envelope, envelope.Progress{State: envelope.Deferred, Attempts: 3, Due: time.Now(), Results: results})
+	for _, restart := range []func(){func() {}, r.restart, func() { r.kill(); r.start() }} {
+		restart()
+		c := r.claim(alice)
+		if c == nil || c.Progress.Attempts != 3 || len(c.Progress.Open(c.Envelope)) != 1 {
+			t.Fatalf("got %+v, want the newest state, with one recipient left", c)
+		}
+		r.q.Release(c.Envelope, c.Progress)
+	}
+}
+
+// TestRememberedOverADamagedOne: a note the server cannot read is replaced, and the server is not opened anew for it.
+func TestRememberedOverADamagedOne(t *testing.T) {
+	r := newRig(t, t.TempDir(), nil)
+	if err := r.q.Remember(t.Context(), "k", []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.q.Remember(t.Context(), "other", []byte("kept")); err != nil {
+		t.Fatal(err)
+	}
+	r.close() // or the server answers from its memory
+	flipIn(t, r.dir, "RELAYD_META", base64.StdEncoding.EncodeToString([]byte("first")))
+	r.start()
+	for _, data := range []string{"second", "third"} {
+		if err := r.q.Remember(t.Context(), "k", []byte(data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, restart := range []func(){func() {}, r.restart, func() { r.kill(); r.start() }} {
+		restart()
+		all, err := r.q.Recall(t.Context())
+		if err != nil || len(all) != 2 || string(all["k"]) != "third" || string(all["other"]) != "kept" {
+			t.Fatalf("got %q, %v", all, err)
+		}
+	}
+	if n := count(t, r.q.metrics.faults); n != 0 {
+		t.Errorf("got %v faults, want none", n)
+	}
+}
+
+// TestLeftoverState: a state record that a crash left below the newest goes with the message.
+func TestLeftoverState(t *testing.T) {
+	r := newRig(t, t.TempDir(), nil)
+	env := r.put(alice, text(10))
+	c := r.claim(alice)
+	r.settle(c.Envelope, envelope.Progress{State: envelope.Deferred, Attempts: 1, Due: time.Now()})
+	e := r.q.index.get(env.ID)
+	record, err := (&envelope.Progress{State: envelope.Deferred, Attempts: 2, Due: time.Now(), Changed: time.Now()}).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.q.store.Load().publish(t.Context(), e.place(), newRecord(e.place().subject("state"), record, nil)); err != nil {
+		t.Fatal(err) // the crash is before the purge
+	}
+	r.kill()
+	r.start()
+	c = r.claim(alice)
+	if c == nil || c.Progress.Attempts != 2 {
+		t.Fatalf("got %+v, want the newest state", c)
+	}
+	r.settle(c.Envelope, sent(c))
+	for k, stream := range r.q.store.Load().mail {
+		info, err := stream.Info(t.Context())
+		if err != nil || info.State.Msgs != 0 {
+			t.Errorf("stream %d: got %+v, %v, want nothing left", k, info.State, err)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -363,5 +364,26 @@ func TestLostRecord(t *testing.T) {
 	}
 	if c := r.claim(alice); c == nil || c.Envelope.ID != kept.ID || r.claim(alice) != nil {
 		t.Error("want the other message offered, and nothing else")
+	}
+}
+
+// TestFaultOfAnother: another part that gets no answer has the server opened anew, once.
+func TestFaultOfAnother(t *testing.T) {
+	r := newRig(t, t.TempDir(), nil)
+	entered, release := gated(r)
+	r.run()
+	r.q.Fault(errors.New("no answer"))
+	<-entered
+	r.q.Fault(errors.New("no answer")) // it is being opened
+	release()
+	for r.q.store.Load() == nil {
+		runtime.Gosched()
+	}
+	if err := r.q.Put(t.Context(), newEnvelope(alice), bytes.NewReader(text(10))); err != nil {
+		t.Errorf("after the reopening: %v", err)
+	}
+	r.close()
+	if n := count(t, r.q.metrics.faults); n != 1 {
+		t.Errorf("got %v faults, want 1", n)
 	}
 }

@@ -248,7 +248,7 @@ func (l *loading) merge(ctx context.Context, st *store, seen map[packedID]bool, 
 // sweep removes the leftovers of crashes: state records and chunks without a mail record.
 func (l *loading) sweep(ctx context.Context, st *store) error {
 	for id, last := range l.alone {
-		if err := st.remove(ctx, st.locate(place{l.stream, last.shard, id.unpack()}, "state", last.seq)); err != nil {
+		if err := st.removeState(ctx, place{l.stream, last.shard, id.unpack()}, last.seq); err != nil {
 			return err
 		}
 	}
@@ -315,13 +315,9 @@ func auditSubject(k int) string { return "relayd.meta.audit." + strconv.Itoa(k) 
 // returns false when something was.
 // A flipped bit makes the server drop the rest of its block without a word; this is the word.
 func (q *Queue) audit(ctx context.Context, st *store) (sound bool, err error) {
-	meta, err := st.meta.Stream(ctx, "RELAYD_META")
-	if err != nil {
-		return false, err
-	}
 	sound = true
 	for k, stream := range st.mail {
-		msg, err := meta.GetLastMsgForSubject(ctx, auditSubject(k))
+		msg, err := st.meta.GetLastMsgForSubject(ctx, auditSubject(k))
 		if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
 			return false, fmt.Errorf("read audit mark: %w", err)
 		}
@@ -353,7 +349,7 @@ func (q *Queue) audit(ctx context.Context, st *store) (sound bool, err error) {
 			q.metrics.auditFailures.Inc()
 			sound = false
 		}
-		if _, err := st.meta.Publish(ctx, auditSubject(k), nil); err != nil {
+		if err := st.putMeta(ctx, auditSubject(k), nil); err != nil {
 			return false, fmt.Errorf("take audit mark back: %w", err)
 		}
 	}
@@ -371,7 +367,7 @@ func (q *Queue) writeMarks(ctx context.Context, st *store) error {
 		if err != nil {
 			return err
 		}
-		if _, err := st.meta.Publish(ctx, auditSubject(k), data); err != nil {
+		if err := st.putMeta(ctx, auditSubject(k), data); err != nil {
 			return err
 		}
 	}

@@ -77,10 +77,7 @@ func (q *Queue) Remember(ctx context.Context, key string, data []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*opTimeout) // time for two missed deadlines, which are a fault
 	defer cancel()
 	return q.persist(ctx, "remember", func(st *store) error {
-		pctx, cancel := context.WithTimeout(ctx, opTimeout)
-		defer cancel()
-		_, err := st.meta.Publish(pctx, memoSubject(key), record)
-		return err
+		return st.putMeta(ctx, memoSubject(key), record)
 	})
 }
 
@@ -90,11 +87,7 @@ func (q *Queue) Recall(ctx context.Context) (map[string][]byte, error) {
 	if st == nil {
 		return nil, errUnavailable(errors.New("server is being reopened"))
 	}
-	stream, err := st.meta.Stream(ctx, "RELAYD_META")
-	if err != nil {
-		return nil, fmt.Errorf("recall: %w", err)
-	}
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter("relayd.meta.memory.>"))
+	info, err := st.meta.Info(ctx, jetstream.WithSubjectFilter("relayd.meta.memory.>"))
 	if err != nil {
 		return nil, fmt.Errorf("recall: %w", err)
 	}
@@ -104,7 +97,7 @@ func (q *Queue) Recall(ctx context.Context) (map[string][]byte, error) {
 	group.SetLimit(8)
 	for subject := range info.State.Subjects {
 		group.Go(func() error {
-			msg, err := st.get(gctx, locator{stream, "memory", subject, 0})
+			msg, err := st.get(gctx, locator{st.meta, "memory", subject, 0})
 			if err != nil && !errors.Is(err, envelope.ErrCorrupt) && !errors.Is(err, errGone) {
 				return err
 			}

@@ -16,8 +16,9 @@
 //     reopening, except after an audit that failed: then they may be all that is left of a message.
 //
 // Traps of the engine that shaped this, each with its test: a subject limit evicts without a tombstone, and the old state
-// comes back after kill -9 (so: rollup with the expected revision, removal explicit); a stream that met a write error
-// stays refused until its server is reopened (so: Options.Reopen); a flipped bit drops records in silence (so: a hash of
+// comes back after kill -9; a rollup over a record that cannot be read loses the new one (so: neither; newest wins, written
+// with the expected revision, and what it replaces is purged by its sequence); a stream that met a write error stays refused
+// until its server is reopened (so: Options.Reopen); a flipped bit drops records in silence (so: a hash of
 // our own on everything, and an audit of the counts at each clean stop and start).
 package queue
 
@@ -131,7 +132,7 @@ func Open(ctx context.Context, conns []*nats.Conn, opts Options) (*Queue, error)
 
 // dropHistory removes the stream in which earlier versions kept the history.
 func (q *Queue) dropHistory(ctx context.Context) {
-	err := q.store.Load().meta.DeleteStream(ctx, "RELAYD_HISTORY")
+	err := q.store.Load().metaJS.DeleteStream(ctx, "RELAYD_HISTORY")
 	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 		q.log.Warn("the history of an earlier version could not be removed, and takes up disk", zap.Error(err))
 	}
@@ -291,6 +292,13 @@ func (q *Queue) fault(st *store, op string, err error) {
 	select {
 	case q.broken <- struct{}{}:
 	default: // asked already
+	}
+}
+
+// Fault has Run reopen the server, for another part that keeps records on it and got no answer to a write.
+func (q *Queue) Fault(err error) {
+	if st := q.store.Load(); st != nil { // else it is being reopened
+		q.fault(st, "other records", err)
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 // start and recorded in the layout record.
 //
 //	RELAYD_MAIL_<k>     relayd.mail.<k>.<s>.<id>          mail record, written once
-//	                    relayd.state.<k>.<s>.<id>         state record, replaced by rollup
+//	                    relayd.state.<k>.<s>.<id>         state record; the newest counts, what it replaces is removed explicitly
 //	RELAYD_CHUNK_<k>    relayd.chunk.<k>.<s>.<id>.<n>     body parts; go with the mail record
 //	RELAYD_META         relayd.meta.layout, relayd.meta.audit.<k>, relayd.meta.memory.<hash of the key>
 const (
@@ -29,7 +29,6 @@ const (
 
 	headerEnvelope = "Relayd-Envelope"
 	headerLength   = "Relayd-Envelope-Length" // instead of it: so many octets of the payload are the record, the rest the body
-	headerRollup   = "Nats-Rollup"
 	headerExpected = "Nats-Expected-Last-Subject-Sequence"
 )
 
@@ -62,8 +61,9 @@ type store struct {
 	js     []jetstream.JetStream // by stream number
 	mail   []jetstream.Stream
 	chunk  []jetstream.Stream
-	meta   jetstream.JetStream
-	gone   chan struct{} // closed when the server is to be reopened: what is not acknowledged by then never will be
+	meta   jetstream.Stream
+	metaJS jetstream.JetStream // to publish to meta
+	gone   chan struct{}       // closed when the server is to be reopened: what is not acknowledged by then never will be
 }
 
 // place is where a message's records are.
@@ -91,11 +91,11 @@ func openStore(ctx context.Context, conns []*nats.Conn, opts *Options) (*store, 
 	}
 	st := &store{conns: conns, gone: make(chan struct{})}
 	var err error
-	if st.meta, err = jetstream.New(conns[0]); err != nil {
+	if st.metaJS, err = jetstream.New(conns[0]); err != nil {
 		return nil, err
 	}
-	if _, err := st.meta.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: "RELAYD_META", Subjects: []string{"relayd.meta.>"}, MaxMsgsPerSubject: 1, AllowDirect: true,
+	if st.meta, err = st.metaJS.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+		Name: "RELAYD_META", Subjects: []string{"relayd.meta.>"}, AllowDirect: true, // the newest of a subject counts
 	}); err != nil {
 		return nil, fmt.Errorf("open stream RELAYD_META: %w", err)
 	}
@@ -114,8 +114,9 @@ func openStore(ctx context.Context, conns []*nats.Conn, opts *Options) (*store, 
 		mail, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 			Name:     fmt.Sprintf("RELAYD_MAIL_%d", k),
 			Subjects: []string{fmt.Sprintf("relayd.mail.%d.>", k), fmt.Sprintf("relayd.state.%d.>", k)},
-			MaxBytes: maxBytes, Discard: jetstream.DiscardNew, AllowRollup: true, AllowDirect: true,
-			Duplicates: time.Second, // unused: a window costs 152 octets a message and would swallow a deliberate re-put
+			MaxBytes: maxBytes, Discard: jetstream.DiscardNew, AllowDirect: true,
+			AllowRollup: true,        // for an earlier relayd, which may be put back
+			Duplicates:  time.Second, // unused: a window costs 152 octets a message and would swallow a deliberate re-put
 		})
 		if err != nil {
 			return nil, fmt.Errorf("open mail stream %d: %w", k, err)
@@ -137,11 +138,7 @@ func openStore(ctx context.Context, conns []*nats.Conn, opts *Options) (*store, 
 // readLayout reads the layout record or, at the very first start, writes it.
 func (st *store) readLayout(ctx context.Context) error {
 	const subject = "relayd.meta.layout"
-	meta, err := st.meta.Stream(ctx, "RELAYD_META")
-	if err != nil {
-		return err
-	}
-	msg, err := meta.GetLastMsgForSubject(ctx, subject)
+	msg, err := st.meta.GetLastMsgForSubject(ctx, subject)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		st.layout = layout{Version: 1, Streams: defaultStreams, Shards: defaultShards}
@@ -149,7 +146,7 @@ func (st *store) readLayout(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if _, err = st.meta.Publish(ctx, subject, data); err != nil {
+		if err := st.putMeta(ctx, subject, data); err != nil {
 			return fmt.Errorf("record layout: %w", err)
 		}
 		return nil
@@ -227,11 +224,44 @@ func (st *store) publish(ctx context.Context, at place, msg *nats.Msg) (uint64, 
 }
 
 // putState replaces the message's state record, whose sequence the caller believes to be last (0: none yet).
+//
+// It does not leave the removal of the former one to a rollup: where the server cannot read that one, it takes the new one
+// away in its place, after it has acknowledged it.
 func (st *store) putState(ctx context.Context, at place, record []byte, last uint64) (uint64, error) {
 	msg := newRecord(at.subject("state"), record, nil)
-	msg.Header.Set(headerRollup, "sub")
 	msg.Header.Set(headerExpected, strconv.FormatUint(last, 10))
-	return st.publish(ctx, at, msg)
+	seq, err := st.publish(ctx, at, msg)
+	if err == nil && last != 0 {
+		_ = purge(ctx, st.mail[at.stream], msg.Subject, seq) // it is stored; what is left goes with the next, or the message
+	}
+	return seq, err
+}
+
+// removeState removes the message's state record last, and what a crash in putState has left below it.
+func (st *store) removeState(ctx context.Context, at place, last uint64) error {
+	if last == 0 || last == noSequence {
+		return nil
+	}
+	return purge(ctx, st.mail[at.stream], at.subject("state"), last+1)
+}
+
+// purge removes the records of a subject before sequence seq. What the server cannot read stays, and is no error.
+func purge(ctx context.Context, stream jetstream.Stream, subject string, seq uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	return stream.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(seq))
+}
+
+// putMeta replaces the record of a subject of RELAYD_META. A limit of one message a subject would do that by itself, but
+// where the former one cannot be read, the server then answers no more until it is opened anew.
+func (st *store) putMeta(ctx context.Context, subject string, data []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	ack, err := st.metaJS.Publish(ctx, subject, data)
+	if err == nil {
+		_ = purge(ctx, st.meta, subject, ack.Sequence) // it is stored; what is left goes with the next
+	}
+	return err
 }
 
 // lastState returns the sequence of the message's state record, 0 for none.
