@@ -78,6 +78,7 @@ func (d *daemon) openVault(ctx context.Context) error {
 	if opts.Store, err = vaultStore(ctx, conns[0]); err != nil {
 		return err
 	}
+	opts.Fault = d.queue.Fault
 	if d.vault, err = vault.Open(ctx, opts); err != nil {
 		return err
 	}

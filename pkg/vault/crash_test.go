@@ -202,6 +202,17 @@ func (deaf) Publish(context.Context, string, []byte, ...jetstream.PublishOpt) (*
 	return nil, context.DeadlineExceeded
 }
 
+// replaced is a store that does not answer, and in whose place there is another by the time it says so.
+type replaced struct {
+	Store
+	v *Vault
+}
+
+func (s *replaced) Put(context.Context, string, []byte, uint64) (uint64, error) {
+	s.v.Attach(s.Store)
+	return 0, context.DeadlineExceeded
+}
+
 // TestFault: a server that takes no writes is reported, since it never will again.
 func TestFault(t *testing.T) {
 	r := newRig(t, t.TempDir())
@@ -220,6 +231,10 @@ func TestFault(t *testing.T) {
 	cancel()
 	if _, err := v.Kind("grant").Put(ctx, "a", nil, 0); err == nil || faults != 1 {
 		t.Errorf("the caller gave up: got %v, %d faults", err, faults)
+	}
+	v.Attach(&replaced{Store: r.bucket, v: v})
+	if _, err := v.Kind("grant").Put(t.Context(), "a", nil, 0); err == nil || faults != 1 {
+		t.Errorf("the server was opened anew meanwhile: got %v, %d faults", err, faults)
 	}
 }
 

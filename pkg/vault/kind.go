@@ -55,9 +55,11 @@ func (k *Kind) Put(ctx context.Context, name string, data []byte, revision uint6
 	if err != nil {
 		return 0, err
 	}
-	next, err := k.v.store().Put(ctx, place, sealed, revision)
+	store := k.v.store()
+	next, err := store.Put(ctx, place, sealed, revision)
 	if err != nil {
-		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && k.v.opts.Fault != nil {
+		// What fails on a server that was replaced meanwhile says nothing about the new one.
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && k.v.opts.Fault != nil && store == k.v.store() {
 			k.v.opts.Fault(err)
 		}
 		return 0, unavailable("store a record of kind "+k.name, err)

@@ -71,8 +71,8 @@ type Options struct {
 	Store    Store
 	Key      func() ([]byte, error)   // the master key, at least 32 octets of anything; an end of line after it does not count
 	Previous []func() ([]byte, error) // former keys, which still open but no longer seal
-	// Fault is called, from any goroutine, when a Put has missed its deadline twice: after a write error the server refuses
-	// all until it is opened anew. nil: nobody is told.
+	// Fault is called, from any goroutine, when a Put has missed its deadline twice on the Store that is attached: after a
+	// write error the server refuses all until it is opened anew. nil: nobody is told.
 	Fault  func(err error)
 	Logger *zap.Logger
 }
