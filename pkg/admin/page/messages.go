@@ -64,6 +64,7 @@ func readSearch(values url.Values) *search {
 		var ok bool
 		if *at, ok = readTime(s.Value(name)); !ok {
 			wrong(name, "messages.mistake.time")
+			s.Field(name).Type = "text" // an input for times would not show what is none
 		}
 	}
 	if q.ID != "" && !q.ID.Valid() {

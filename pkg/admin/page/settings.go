@@ -14,7 +14,11 @@ type configuration struct {
 	*console.Configuration
 	Filter string
 	Shown  []console.Setting
+	Cut    bool // more fit than are shown
 }
+
+// settingsPage is how many settings are shown at once: a thousand senders have ten thousand.
+const settingsPage = 500
 
 func (p *page) configuration(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), askTime)
@@ -27,9 +31,13 @@ func (p *page) configuration(w http.ResponseWriter, r *http.Request) {
 	data := configuration{Configuration: c, Filter: strings.TrimSpace(r.URL.Query().Get("q"))}
 	part := strings.ToLower(data.Filter)
 	for _, s := range c.Settings {
-		if strings.Contains(strings.ToLower(s.Key+"\n"+s.Value+"\n"+s.Source), part) {
-			data.Shown = append(data.Shown, s)
+		if !strings.Contains(strings.ToLower(s.Key+"\n"+s.Value+"\n"+s.Source), part) {
+			continue
 		}
+		if data.Cut = len(data.Shown) == settingsPage; data.Cut {
+			break
+		}
+		data.Shown = append(data.Shown, s)
 	}
 	p.view.Render(w, r, view.Page{
 		Template: "configuration", Part: "configuration-settings", Title: "configuration.title", Nav: "configuration", Data: data,
