@@ -51,8 +51,7 @@ func (c *control) registerRelay() {
 	})
 	operation.Add(c.set, operation.Operation{
 		Method: "GET", Path: root + "audit", ID: "list-audit", Summary: "List who changed what",
-		Description: "Every change of tenants, senders, consents, sessions and the vault's key, whether it was done or not, the latest first. What is " +
-			"done to a message stands among its steps.", Scope: access.Read,
+		Description: "Every change, whether it was done or not, the latest first.", Scope: access.Read,
 	}, func(ctx context.Context, in *struct {
 		Before uint64 `query:"before" doc:"only entries before the one with this id: the next page"`
 		Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"at most so many"`
