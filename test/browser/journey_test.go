@@ -31,6 +31,8 @@ func TestPage(t *testing.T) {
 		{"PauseAndResume", (*world).pause},
 		{"DeviceCode", (*world).device},
 		{"Invitation", (*world).invite},
+		{"Pages", (*world).pages},
+		{"Thousand", (*world).thousand},
 		{"SignOut", (*world).signOut},
 	} {
 		ok := t.Run(part.name, func(t *testing.T) {
@@ -38,7 +40,7 @@ func TestPage(t *testing.T) {
 			part.do(w, b)
 			b.quiet(part.name)
 		})
-		if !ok {
+		if !ok && part.name != "Pages" {
 			break // what comes after works on what this left
 		}
 		b.t = t
@@ -107,10 +109,17 @@ func senderPath(match string) string { return "/senders/" + url.PathEscape(match
 func (w *world) addSender(b *tab) {
 	b.open(w.url("/senders"))
 	b.press("Add a sender")
-	b.fill("match", alice)
-	b.do("choose the tenant", chromedp.SetValue(chromedp.CSS("[name=tenant]"), "contoso"))
-	b.press("Save")
+	w.addAs(b, alice, "contoso")
 	b.shows(alice, "sign-in needed", "Nobody has signed in for this mailbox yet.")
+}
+
+// addAs adds a sender of a tenant.
+func (w *world) addAs(b *tab, match, tenant string) {
+	b.t.Helper()
+	b.open(w.url("/senders/new"))
+	b.fill("match", match)
+	b.do("choose the tenant", chromedp.SetValue(chromedp.CSS("[name=tenant]"), tenant))
+	b.press("Save")
 }
 
 // microsoft goes through the sign-in pages as a user, up to the page that asks for consent.
