@@ -711,7 +711,7 @@ func TestLoginPage(t *testing.T) {
 	if w.Code != 200 || !strings.Contains(w.Body.String(), "<code>relayd login</code>") || strings.Contains(w.Body.String(), StartPath) {
 		t.Errorf("got %d %s", w.Code, w.Body)
 	}
-	if w := s.ask("GET", "/login?lang=ja"); !strings.Contains(w.Body.String(), `lang="ja"`) || !strings.Contains(w.Body.String(), "一時間") {
+	if w := s.ask("GET", "/login?lang=ja"); !strings.Contains(w.Body.String(), `lang="ja"`) || !strings.Contains(w.Body.String(), "1 時間") {
 		t.Errorf("got %s", w.Body)
 	}
 	for _, path := range []string{StartPath, CallbackPath + "?code=x&state=y"} {
