@@ -22,7 +22,7 @@ import (
 
 // doctorFlags are the flags of relayd doctor as they are given.
 type doctorFlags struct {
-	file    string
+	api     apiFlags // with the configuration file
 	to      string
 	all     bool
 	json    bool
@@ -32,10 +32,15 @@ type doctorFlags struct {
 func newDoctorCommand() *cobra.Command {
 	var f doctorFlags
 	cmd := &cobra.Command{
-		Use:   "doctor [SENDER] --config FILE",
+		Use:   "doctor [SENDER] --config FILE|--api URL",
 		Short: "Find out why a sender's mail does not reach Exchange Online",
 		Long: `Walk the way of a message to Exchange Online, one line a step, without a message and without a running relay. The
 first step that fails comes with its cause and what to change; those behind it are skipped.
+
+What was entered on the page, and what mailboxes' owners have granted (grant: delegated), is in the vault of the running
+relay, which alone can open it. So it is asked to examine a delegated sender, or a SENDER the file has no entry for, and
+with --api all of them: then no --config is needed, and --all takes in what was entered on the page. It must let you:
+API token of scope operate, or its own user or root on its machine.
 
   config      what the configuration makes of the sender, and what config check warns of
   hostname    the name for EHLO, which Exchange Online wants fully qualified
@@ -61,11 +66,11 @@ Status 0 if nothing failed (warnings may be), 1 if something did.`,
   relayd doctor --config /etc/relayd/relayd.yaml --all --json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if f.file == "" && len(args) > 0 {
-				return usagef("doctor needs --config FILE to examine %q; see relayd doctor --help", args[0])
+			if f.api.config == "" && f.api.url == "" && len(args) > 0 {
+				return usagef("doctor needs --config FILE or --api URL to examine %q; see relayd doctor --help", args[0])
 			}
-			if f.file == "" {
-				return usagef("doctor needs --config FILE; relayd doctor --help says more")
+			if f.api.config == "" && f.api.url == "" {
+				return usagef("doctor needs --config FILE or --api URL; relayd doctor --help says more")
 			}
 			if f.all && len(args) > 0 {
 				return usagef("doctor takes a SENDER or --all, not both")
@@ -74,7 +79,9 @@ Status 0 if nothing failed (warnings may be), 1 if something did.`,
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&f.file, "config", "", "configuration `file`")
+	f.api.register(fs)
+	fs.Lookup("config").Usage = "configuration `file`"
+	fs.Lookup("api").Usage = "have the running relay at this `URL` examine, like http://127.0.0.1:8080"
 	fs.StringVar(&f.to, "to", "", "`ADDRESS` for RCPT TO (default the sender itself)")
 	fs.BoolVar(&f.all, "all", false, "examine every configured mailbox")
 	fs.BoolVar(&f.json, "json", false, "write the report as JSON")
@@ -93,43 +100,43 @@ func (f *doctorFlags) run(cmd *cobra.Command, args []string) error {
 	if f.timeout <= 0 {
 		return usagef("--timeout must be more than 0")
 	}
-	c, warnings, err := config.Load(f.file)
+	if f.api.url != "" {
+		return f.online(cmd, args)
+	}
+	c, warnings, err := config.Load(f.api.config)
 	if err != nil {
-		return fmt.Errorf("%s cannot be used, so there is nothing to examine:\n%w", f.file, err)
+		return fmt.Errorf("%s cannot be used, so there is nothing to examine:\n%w", f.api.config, err)
 	}
 	patients, skipped, err := choosePatients(c, args, f.all)
+	if uncovered, ok := errors.AsType[*uncoveredError](err); ok && f.to == "" {
+		err = f.online(cmd, args)
+		if _, again := errors.AsType[*uncoveredError](err); again {
+			return uncovered
+		}
+		if unasked, ok := errors.AsType[*unaskedError](err); ok {
+			return fmt.Errorf("%w. What was entered on the page the running relay alone knows: %w", uncovered, unasked.err)
+		}
+		return err
+	}
 	if err != nil {
 		return err
+	}
+	delegated := func(p patient) bool {
+		return slices.ContainsFunc(c.Tenants, func(t config.Tenant) bool { return t.Name == p.route.Tenant && t.Grant == "delegated" })
+	}
+	if f.to != "" && slices.ContainsFunc(patients, delegated) {
+		return usagef("--to is for senders whose app sends by itself; the running relay, which examines those with grant: delegated, asks for the sender")
 	}
 	clinic, err := f.newClinic(c, warnings, to)
 	if err != nil {
 		return err
 	}
 	defer clinic.tokens.Close()
-	printer := newDoctorPrinter(cmd.OutOrStdout())
-	if !f.json && len(patients) == 1 {
-		printer.heading(patients[0].sender, patients[0].entries)
-		clinic.progress = printer.step
-	}
-	all := clinic.examine(cmd.Context(), patients)
-	switch {
-	case f.json:
-		err = writeDoctorJSON(cmd.OutOrStdout(), all, skipped)
-	case len(patients) == 1:
-		printer.remark(all[0].Remark)
-	default:
-		printer.all(all, skipped)
-	}
-	if err != nil {
-		return err
-	}
-	if cause := context.Cause(cmd.Context()); cause != nil {
-		return errors.New("interrupted before the examination was done")
-	}
-	if n := failures(all); n > 0 {
-		return fmt.Errorf("%s of %d failed the examination", count(n, "sender"), len(all))
-	}
-	return nil
+	clinic.relay = sync.OnceValues(f.api.client)
+	return f.report(cmd, patients, skipped, func(progress func(doctor.Step)) ([]examined, error) {
+		clinic.progress = progress
+		return clinic.examine(cmd.Context(), patients), nil
+	})
 }
 
 // patient is one mailbox to examine.
@@ -209,7 +216,7 @@ func choosePatients(c *config.Config, args []string, all bool) ([]patient, []une
 		if to := c.UnknownSender.RewriteTo; to != "" {
 			fate = "so its mail is sent as " + to + " (unknown_sender.rewrite_to)"
 		}
-		return nil, nil, fmt.Errorf("no entry of senders covers %s, %s; configured: %s", address, fate, entriesOf(c))
+		return nil, nil, &uncoveredError{fmt.Sprintf("no entry of senders covers %s, %s; configured: %s", address, fate, entriesOf(c))}
 	}
 	switch {
 	case len(c.Senders) == 0:
@@ -247,7 +254,8 @@ type clinic struct {
 	wiring   *wiring
 	tenants  map[string]*clinicTenant
 	tokens   *entra.Tokens
-	progress func(doctor.Step) // nil: nobody is told
+	progress func(doctor.Step)       // nil: nobody is told
+	relay    func() (*client, error) // the running one; nil: this is it
 }
 
 type clinicTenant struct {
@@ -330,7 +338,7 @@ func (k *clinic) examine(ctx context.Context, patients []patient) []examined {
 	for i, p := range patients {
 		slots <- struct{}{}
 		under.Go(func() {
-			reports[i] = examined{p.entries, doctor.Examine(ctx, k.options(p))}
+			reports[i] = k.one(ctx, &p)
 			<-slots
 		})
 	}
