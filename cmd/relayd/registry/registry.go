@@ -1,7 +1,8 @@
 // Package registry keeps the tenants, senders and pauses that were entered on the page or the command line, as encrypted
 // records that all nodes share.
 //
-// A change is durable when its method returns nil. What cannot be read is left out and told by Load: the rest goes on.
+// A change is durable when its method returns nil. What cannot be read is told by Load, and stays as it was read last; what
+// never was is left out. The rest goes on.
 package registry
 
 import (
@@ -57,8 +58,8 @@ func New(tenants, senders, pauses Records) *Registry {
 	return &Registry{tenants: tenants, senders: senders, pauses: pauses}
 }
 
-// Load reads everything. Records that cannot be read are left out, and named by the error; what could be read is in force
-// all the same.
+// Load reads everything. Records that cannot be read are named by the error, and stay as they were; what could be read is in
+// force all the same.
 func (r *Registry) Load(ctx context.Context) error {
 	fresh := r.Content()
 	errs := []error{
@@ -70,12 +71,14 @@ func (r *Registry) Load(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// readAll reads the records of a kind into all, which stays as it is where they cannot be listed.
+// readAll reads the records of a kind in place of those in into. What cannot be listed or read stays as it is there: that the
+// store is away takes nobody's tenant away.
 func readAll[T any](ctx context.Context, records Records, what string, into *map[string]T) error {
 	names, err := records.Names(ctx)
 	if err != nil {
 		return fmt.Errorf("list the entered %ss: %w", what, err)
 	}
+	slices.Sort(names) // the same errors are in the same order, then
 	all := make(map[string]T, len(names))
 	var errs []error
 	for _, name := range names {
@@ -88,6 +91,9 @@ func readAll[T any](ctx context.Context, records Records, what string, into *map
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s %s: %w", what, name, err))
+			if before, known := (*into)[name]; known {
+				all[name] = before
+			}
 			continue
 		}
 		if data != nil {
@@ -219,10 +225,13 @@ func remove[T any](ctx context.Context, r *Registry, records Records, name strin
 	return nil
 }
 
-// settle is how long changes may follow one another before they are taken over together.
-const settle = 200 * time.Millisecond
+const (
+	settle    = 200 * time.Millisecond // how long changes may follow one another before they are taken over together
+	readAgain = time.Minute            // before what could not be read is read again
+)
 
-// Run takes over what others change, and calls changed after each Load, until ctx ends.
+// Run takes over what others change, and calls changed where there is something new, or something else that cannot be read,
+// until ctx ends.
 func (r *Registry) Run(ctx context.Context, changed func(err error)) error {
 	wake := make(chan struct{}, 1)
 	var watches sync.WaitGroup
@@ -237,10 +246,16 @@ func (r *Registry) Run(ctx context.Context, changed func(err error)) error {
 			})
 		})
 	}
+	var failed error
 	for ctx.Err() == nil {
+		var again <-chan time.Time
+		if failed != nil {
+			again = time.After(readAgain)
+		}
 		select {
 		case <-ctx.Done():
 			continue
+		case <-again:
 		case <-wake:
 		}
 		select {
@@ -254,9 +269,10 @@ func (r *Registry) Run(ctx context.Context, changed func(err error)) error {
 		}
 		before := r.Content()
 		err := r.Load(ctx)
-		if ctx.Err() == nil && (err != nil || !same(before, r.Content())) {
+		if ctx.Err() == nil && (err != nil && fmt.Sprint(err) != fmt.Sprint(failed) || !same(before, r.Content())) {
 			changed(err)
 		}
+		failed = err
 	}
 	watches.Wait()
 	return errors.Join(errs[:]...)

@@ -26,6 +26,7 @@ type records struct {
 	at       map[string]uint64
 	watchers []func(string)
 	fail     error // of Names and Get
+	failGet  error // of Get alone
 	lose     bool  // the next Put finds that another was quicker
 }
 
@@ -34,7 +35,7 @@ func newRecords() *records { return &records{all: map[string][]byte{}, at: map[s
 func (r *records) Get(_ context.Context, name string) ([]byte, uint64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.all[name], r.at[name], r.fail
+	return r.all[name], r.at[name], errors.Join(r.fail, r.failGet)
 }
 
 func (r *records) Put(_ context.Context, name string, data []byte, revision uint64) (uint64, error) {
@@ -152,6 +153,48 @@ func TestLoadLeavesOutWhatCannotBeRead(t *testing.T) {
 	if err := r.Load(t.Context()); err == nil || len(r.Content().Tenants) != 1 {
 		t.Errorf("got %v, and %v: a store that is away takes nothing out of force", err, r.Content().Tenants)
 	}
+}
+
+// A store that goes away between the list and the records takes nothing out of force, and is asked again by itself.
+func TestStoreGoesAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKinds()
+		here, there := k.registry(), k.registry()
+		ctx, cancel := context.WithCancel(t.Context())
+		var told []error
+		ended := make(chan error)
+		if err := there.PutTenant(ctx, "contoso", config.Fields{"name": "contoso"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := here.Load(ctx); err != nil {
+			t.Fatal(err)
+		}
+		go func() { ended <- here.Run(ctx, func(err error) { told = append(told, err) }) }()
+		synctest.Wait()
+		k.tenants.mu.Lock()
+		k.tenants.failGet = errors.New("away")
+		k.tenants.mu.Unlock()
+		if _, err := k.tenants.Put(ctx, "fabrikam", []byte(`{"name":"fabrikam"}`), 0); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(10 * time.Minute)
+		synctest.Wait()
+		if got := here.Content().Tenants; len(got) != 1 || got["contoso"] == nil || len(told) != 1 || told[0] == nil {
+			t.Errorf("while it is away: got %v, told %v, want what was known, and the failure once", got, told)
+		}
+		k.tenants.mu.Lock()
+		k.tenants.failGet = nil
+		k.tenants.mu.Unlock()
+		<-time.After(2 * time.Minute)
+		synctest.Wait()
+		if got := here.Content().Tenants; len(got) != 2 || len(told) != 2 || told[1] != nil {
+			t.Errorf("once it is back: got %v, told %v", got, told)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // Changes of another node are taken over, many at once together, and one's own stir nothing.
