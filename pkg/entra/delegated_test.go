@@ -490,6 +490,58 @@ func TestTemporaryRefusalKeepsTheGrant(t *testing.T) {
 	}
 }
 
+// TestAnotherAuthority: a refresh token goes to nobody but who issued it.
+func TestAnotherAuthority(t *testing.T) {
+	clustered(t, 1, delegated(), func(t *testing.T, c *cluster) {
+		c.adopt(t, "refresh-0")
+		c.want(t, 0, "", "access-1")
+		other := delegated()
+		other.Authority = "http://127.0.0.2"
+		if err := c.nodes[0].Configure(map[string]Tenant{"contoso": other}); err != nil {
+			t.Fatal(err)
+		}
+		c.fails(t, 0, "consent-elsewhere", status.ParkSender)
+		if c.count() != 1 {
+			t.Error("another cloud was sent the refresh token")
+		}
+		if err := c.nodes[0].Configure(map[string]Tenant{"contoso": delegated()}); err != nil {
+			t.Fatal(err)
+		}
+		c.want(t, 0, "", "access-1")
+	})
+}
+
+// TestKeepAliveIsSpread: a thousand grants of one day are not due on one day.
+func TestKeepAliveIsSpread(t *testing.T) {
+	const third = grant.IdleLife / 3
+	days := map[time.Duration]int{}
+	for i := range 1000 {
+		due := keepAlive(fmt.Sprintf("contoso mailbox%d@contoso.com", i))
+		if due > third || due <= third-third/10 {
+			t.Fatalf("due after %v, want at most a tenth before %v", due, third)
+		}
+		days[(third-due)/(24*time.Hour)]++
+	}
+	for day := range 3 {
+		if n := days[time.Duration(day)]; n < 250 {
+			t.Errorf("%d of 1000 are due %d days before the third, want about a third of them", n, day)
+		}
+	}
+}
+
+// TestGrantThatCannotBeRead: the others are listed all the same, and the error is told.
+func TestGrantThatCannotBeRead(t *testing.T) {
+	clustered(t, 1, delegated(), func(t *testing.T, c *cluster) {
+		c.adopt(t, "refresh-0")
+		if _, err := c.memory.Put(t.Context(), grant.Name("contoso", "b@contoso.com"), []byte("damaged"), 0); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := c.nodes[0].Grants(t.Context()); err == nil || len(all) != 1 || all[0].Login != owner {
+			t.Errorf("got %v, %v, want the one that can be read, and an error", all, err)
+		}
+	})
+}
+
 func TestAnotherApplication(t *testing.T) {
 	clustered(t, 1, delegated(), func(t *testing.T, c *cluster) {
 		c.adopt(t, "refresh-0")

@@ -1,37 +1,55 @@
 package entra
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"relayd/pkg/entra/catalogue"
 	"relayd/pkg/entra/grant"
 	"relayd/pkg/status"
 )
 
-// Grants lists what the mailboxes' owners have granted, without secrets, ordered by tenant and login.
+// readers is how many grants are read at once.
+const readers = 8
+
+// Grants lists what the mailboxes' owners have granted, without secrets, ordered by tenant and login. With an error there are
+// those that can be read.
 func (t *Tokens) Grants(ctx context.Context) ([]grant.Grant, error) {
 	names, err := t.options.Records.Names(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list grants: %w", err)
 	}
+	var mu sync.Mutex // guards what follows
 	var all []grant.Grant
+	var first error
+	var group errgroup.Group
+	group.SetLimit(readers)
 	for _, name := range names {
-		g, _, err := grant.Load(ctx, t.options.Records, name)
-		if err != nil {
-			return nil, err
-		}
-		if g != nil && g.Login != "" {
-			all = append(all, g.Safe())
-		}
+		group.Go(func() error {
+			g, _, err := grant.Load(ctx, t.options.Records, name)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err != nil:
+				first = cmp.Or(first, err)
+			case g != nil && g.Login != "":
+				all = append(all, g.Safe())
+			}
+			return nil
+		})
 	}
+	_ = group.Wait() // they note their errors above
 	slices.SortFunc(all, func(a, b grant.Grant) int {
 		return strings.Compare(a.Tenant+"\x00"+a.Login, b.Tenant+"\x00"+b.Login)
 	})
-	return all, nil
+	return all, first
 }
 
 // Grant returns one of them, without secrets, and whether there is one.

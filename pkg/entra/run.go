@@ -187,7 +187,7 @@ func (t *Tokens) revive(ctx context.Context, g *grant.Grant) {
 // keepAlive returns how long a grant may be idle before it is used for its own sake: the same on every node.
 func keepAlive(name string) time.Duration {
 	const third = grant.IdleLife / 3
-	h := fnv.New32a()
+	h := fnv.New64a()
 	_, _ = h.Write([]byte(name)) // a hash takes everything
-	return third - time.Duration(h.Sum32())%(third/10)
+	return third - time.Duration(h.Sum64()%uint64(third/10))
 }

@@ -170,6 +170,8 @@ func (s *source) verdict(g *grant.Grant) *status.Error {
 		e.Advice, e.Err = strings.Replace(advice, "Sign in as", "Sign in again as", 1), errors.New(g.Reason)
 	case !strings.EqualFold(g.ClientID, s.reg.tenant.ClientID):
 		e.Rule, e.Cause = "consent-elsewhere", "whoever signed in as "+s.login+" consented to another application: client_id has changed since"
+	case g.For != "" && !strings.HasPrefix(g.For, s.reg.tenant.Authority+" "):
+		e.Rule, e.Cause = "consent-elsewhere", "whoever signed in as "+s.login+" did so elsewhere: authority or cloud has changed since"
 	default:
 		return nil
 	}
