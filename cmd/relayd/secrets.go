@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 
 	"github.com/nats-io/nats.go"
@@ -104,7 +105,7 @@ func (d *daemon) reopen(ctx context.Context) ([]*nats.Conn, error) {
 	if d.vault != nil {
 		store, err := vaultStore(ctx, conns[queueConns])
 		if err != nil {
-			return nil, errors.Join(errors.New("reopen the vault"), err)
+			return nil, fmt.Errorf("reopen the vault: %w", err)
 		}
 		d.vault.Attach(store)
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -26,8 +27,9 @@ func (m *mute) Put(context.Context, string, []byte, uint64) (uint64, error) {
 	return 0, context.DeadlineExceeded
 }
 
-// TestVaultGetsNoAnswer: where only the vault's stream fails, the server is opened anew, and the vault has it.
-func TestVaultGetsNoAnswer(t *testing.T) {
+// smallest writes a configuration that needs nothing, and returns its file.
+func smallest(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "relayd.yaml")
 	content := "hostname: relay.contoso.com\ndata_dir: " + filepath.Join(dir, "data") +
@@ -35,6 +37,47 @@ func TestVaultGetsNoAnswer(t *testing.T) {
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return file
+}
+
+// TestOrderOfParts: each part is stopped while what it needs to end well is still there.
+func TestOrderOfParts(t *testing.T) {
+	d, err := newDaemon(t.Context(), smallest(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- d.run(ctx, nil) }()
+	for !d.started.Load() {
+		runtime.Gosched()
+	}
+	d.parts.mu.Lock()
+	var names []string
+	for _, p := range d.parts.live {
+		names = append(names, p.name)
+	}
+	d.parts.mu.Unlock()
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	for _, tt := range []struct{ part, needs string }{
+		{"queue", "broker"}, {"tokens", "queue"}, {"queue watch", "queue"},
+		{"token refreshes", "queue watch"}, // which opens the server anew where it refuses a refresh token
+		{"live", "queue watch"}, {"radar", "postmaster"}, {"radar", "queue watch"},
+		{"admin", "audit"}, {"consents", "admin"}, {"dispatcher", "postmaster"}, {"dispatcher", "exchange"}, {"listeners", "dispatcher"},
+	} {
+		part, needs := slices.Index(names, tt.part), slices.Index(names, tt.needs)
+		if needs < 0 || part < needs {
+			t.Errorf("%s is stopped after %s: %q", tt.part, tt.needs, names)
+		}
+	}
+}
+
+// TestVaultGetsNoAnswer: where only the vault's stream fails, the server is opened anew, and the vault has it.
+func TestVaultGetsNoAnswer(t *testing.T) {
+	file := smallest(t)
 	d, err := newDaemon(t.Context(), file)
 	if err != nil {
 		t.Fatal(err)

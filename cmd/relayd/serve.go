@@ -268,6 +268,8 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 		return nil
 	})
 	d.parts.start("queue watch", d.queue.Run)
+	// Before the watch ends: a refresh token that is still to be stored may need the server to be opened anew.
+	d.parts.onStop("token refreshes", func() error { d.tokens.Close(); return nil })
 	d.parts.start("admin", d.admin.Run)
 	d.parts.start("postmaster", d.postmaster.Run)
 	d.parts.start("exchange", d.exchange.Run)
