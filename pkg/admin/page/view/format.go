@@ -22,6 +22,7 @@ func (v *Renderer) funcs(lang string) template.FuncMap {
 		"badge":    func(prefix string, value any) template.HTML { return s.badge(prefix, fmt.Sprint(value)) },
 		"ago":      s.ago,
 		"when":     s.when,
+		"ahead":    func(t time.Time) bool { return time.Now().Before(t) },
 		"duration": s.duration,
 		"bytes":    size,
 		"number":   number,
