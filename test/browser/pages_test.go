@@ -193,7 +193,11 @@ func (b *tab) photograph(name, lang string, width int64, dark bool) {
 	if dark {
 		name += "-dark"
 	}
-	if err := os.WriteFile(filepath.Join(dir, name+".png"), b.picture(), 0o644); err != nil {
+	small, err := shrink(b.picture())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, name+".png"), small, 0o644); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -231,7 +235,7 @@ func (w *world) furnish(b *tab) (sent, failed, deferred string) {
 	w.addAs(b, "hr@contoso.com", "contoso") // nobody signs in for it
 	for _, rule := range []map[string]string{
 		{"preset": "rcpt-not-found", "recipient": "gone@example.net"},
-		{"preset": "rcpt-server-busy", "recipient": "busy@example.net"},
+		{"stage": "rcpt", "recipient": "busy@example.net", "reply": "451 4.4.0 DNS query failed, please try again later"},
 	} {
 		w.post(b, "/sandbox/faults", rule)
 	}

@@ -243,7 +243,7 @@ func (b *tab) look(width int64, dark bool) {
 	}))
 }
 
-// picture returns the page as it is shown, at most a screen and a half of it.
+// picture returns the page as it is shown, at most 1,200 pixels of it.
 func (b *tab) picture() []byte {
 	b.t.Helper()
 	size := eval[[2]float64](b, `[document.documentElement.clientWidth, document.documentElement.scrollHeight]`)
