@@ -275,7 +275,7 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	d.parts.start("exchange", d.exchange.Run)
 	d.parts.start("tokens", d.tokens.Run)
 	d.parts.start("live", d.live.Run)
-	d.parts.start("consents", func(ctx context.Context) error { d.consents.Run(ctx); return nil })
+	d.parts.start("consents", d.consents.Run)
 	d.parts.start("radar", d.radar.Run)
 	d.parts.start("registry", func(ctx context.Context) error {
 		return d.registry.Run(ctx, func(err error) {

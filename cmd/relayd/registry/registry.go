@@ -279,7 +279,7 @@ func (r *Registry) Run(ctx context.Context, changed func(err error)) error {
 }
 
 func same(a, b Content) bool {
-	fields := func(x, y config.Fields) bool { return maps.Equal(x, y) }
-	return maps.EqualFunc(a.Tenants, b.Tenants, fields) && maps.EqualFunc(a.Senders, b.Senders, fields) &&
+	return maps.EqualFunc(a.Tenants, b.Tenants, maps.Equal[config.Fields, config.Fields]) &&
+		maps.EqualFunc(a.Senders, b.Senders, maps.Equal[config.Fields, config.Fields]) &&
 		maps.EqualFunc(a.Pauses, b.Pauses, func(x, y Pause) bool { return x.By == y.By && x.At.Equal(y.At) })
 }
