@@ -68,7 +68,7 @@ func (d *daemon) openDesk(reg prometheus.Registerer) (err error) {
 		Reload:   func() console.Reload { return d.reloading.Load().Reload },
 		Settings: func() []console.Setting { return d.reloading.Load().settings },
 		Warnings: func() []string { return d.reloading.Load().warnings },
-		Queue:    d.queue, Dispatcher: d.dispatcher, Tokens: d.tokens, Consents: d.consents, Live: d.live, Audit: d.audit,
+		Queue:    d.queue, Dispatcher: d.dispatcher, Tokens: desk.NewRecent(d.tokens), Consents: d.consents, Live: d.live, Audit: d.audit,
 		Examine: d.examine, BaseURL: d.baseURL, File: d.file, Version: thisBuild().version, Started: d.born, Logger: d.log,
 	})
 	d.radar = radar.New(radar.Options{
