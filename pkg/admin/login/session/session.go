@@ -92,11 +92,14 @@ type record struct {
 	Session json.RawMessage `json:"session"`
 }
 
+// version is that of records written here.
+const version = 1
+
 func (r *record) over(now time.Time) bool {
-	return r.V != 1 || !now.Before(r.Expires) || now.Sub(r.Seen) >= IdleLife
+	return r.V != version || !now.Before(r.Expires) || now.Sub(r.Seen) >= IdleLife
 }
 
-// get returns a session that is not over; nil: there is none of that name.
+// get returns a session that is not over; nil: there is none of that name that can be read here.
 func (s *Store) get(ctx context.Context, name string) (*record, uint64, error) {
 	data, revision, err := s.Records.Get(ctx, name)
 	if err != nil {
@@ -104,6 +107,12 @@ func (s *Store) get(ctx context.Context, name string) (*record, uint64, error) {
 	}
 	if revision == 0 {
 		return nil, 0, nil
+	}
+	var newer struct {
+		V int `json:"v"`
+	}
+	if json.Unmarshal(data, &newer) == nil && newer.V > version {
+		return nil, 0, nil // of a later relayd, which may come back, and whose sessions go on then
 	}
 	r := &record{}
 	if json.Unmarshal(data, r) == nil && !r.over(time.Now()) {
@@ -133,7 +142,7 @@ func (s *Store) FindCtx(ctx context.Context, name string) ([]byte, bool, error) 
 
 // CommitCtx implements scs.CtxStore. Sessions are made whole and never changed, so that none comes back that was ended.
 func (s *Store) CommitCtx(ctx context.Context, name string, data []byte, expires time.Time) error {
-	text, err := json.Marshal(record{V: 1, Expires: expires, Seen: time.Now(), Session: data})
+	text, err := json.Marshal(record{V: version, Expires: expires, Seen: time.Now(), Session: data})
 	if err != nil {
 		return fmt.Errorf("write a session: %w", err)
 	}
