@@ -80,6 +80,7 @@ const (
 	idleTimeout    = 2 * time.Minute // longer than the usual scrape interval: a connection each minute is kept
 	headerBytes    = 16 << 10
 	maxConnections = 256 // for each listener; the rest of the file descriptors belongs to mail
+	maxFromOne     = 128 // of them for one address: of a proxy, too, behind which all come by one
 	stopTimeout    = 5 * time.Second
 )
 
@@ -180,7 +181,7 @@ func (s *Server) listen(key, address string, pages pages, opts *Options) error {
 	}
 	s.ends = append(s.ends, &end{
 		key:      key,
-		listener: netutil.LimitListener(peer.Listener{Listener: l}, maxConnections),
+		listener: netutil.LimitListener(newCrowd(peer.Listener{Listener: l}, maxFromOne), maxConnections),
 		guard:    g,
 		http: &http.Server{
 			Handler:                      g,

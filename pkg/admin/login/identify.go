@@ -46,22 +46,21 @@ func (l *Logins) identify(w http.ResponseWriter, r *http.Request) (f *flight, ok
 		return nil, true
 	}
 	p := &access.Principal{Name: "local " + user, Role: access.Admin, Scopes: access.Admin.Scopes(), Peer: peerOf(r).String()}
-	return &flight{principal: p, again: func(context.Context) *access.Principal {
+	return &flight{principal: p, again: func(context.Context) (*access.Principal, error) {
 		if !l.force.Load().local {
-			return nil
+			return nil, nil
 		}
-		return p
+		return p, nil
 	}}, true
 }
 
 // localUser returns as whom the process runs that asks, where that is as the relay itself or as root, and no other party speaks
 // through it. A browser runs as its user, and yet says what pages tell it to; it says where a request comes from, and never asks
-// without User-Agent. A proxy says so, or speaks HTTP/1.0 as nginx does if it is not told otherwise.
+// without User-Agent. A proxy says so by a header, of which there are more names than anybody could list, or speaks HTTP/1.0. So
+// those headers alone are let pass that plain clients send. What forwards bytes cannot be told from what asks.
 func localUser(r *http.Request) (string, bool) {
 	for name := range r.Header {
-		switch {
-		case name == "Cookie", name == "Origin", name == "Referer", name == "Forwarded", name == "Via", name == "Upgrade-Insecure-Requests",
-			strings.HasPrefix(name, "Sec-"), strings.HasPrefix(name, "X-Forwarded-"), strings.HasPrefix(name, "X-Real-"):
+		if !isPlain(name) {
 			return "", false
 		}
 	}
@@ -71,20 +70,32 @@ func localUser(r *http.Request) (string, bool) {
 	return peer.User(r.Context())
 }
 
-// byToken checks a bearer token (RFC 6750 section 2.1). An address that guesses must wait before it is listened to again, even
-// with a token that is right.
+// isPlain reports whether a header, by its canonical name, is one that clients such as curl send of their own, and says nothing of
+// another party. net/http has taken Host and Transfer-Encoding out.
+func isPlain(name string) bool {
+	switch name {
+	case "User-Agent", "Accept", "Accept-Encoding", "Accept-Language", "Content-Type", "Content-Length", "Connection", "Expect",
+		"Transfer-Encoding", "Te":
+		return true
+	}
+	return false
+}
+
+// byToken checks a bearer token (RFC 6750 section 2.1). A token that is right is taken, whatever else came from its address:
+// behind a proxy all share one. An address that keeps failing is put off.
 func (l *Logins) byToken(w http.ResponseWriter, r *http.Request, given []string) (*flight, bool) {
 	from := peerOf(r)
-	if l.mustWait(w, r, "token") {
-		problem.New(http.StatusTooManyRequests, "too many failed logins from this address; wait %s s and try again", w.Header().Get("Retry-After")).Write(w)
-		return nil, false
-	}
 	scheme, presented, _ := strings.Cut(given[0], " ")
 	presented = strings.TrimSpace(presented)
 	var found *access.Token
 	valid := false
 	if len(given) == 1 && strings.EqualFold(scheme, "Bearer") {
 		found, valid = l.force.Load().tokens.Find(presented, time.Now())
+	}
+	if !valid && l.mustWait(w, r, "token") {
+		problem.New(http.StatusTooManyRequests, "the token is not one of this relay's, and too many failed logins came from this address; "+
+			"wait %s s before the next", w.Header().Get("Retry-After")).Write(w)
+		return nil, false
 	}
 	if !valid {
 		const header, text = `Bearer realm="relayd", error="invalid_token"`, "the token is not one of this relay's; admin.tokens lists them by name, `relayd token` makes one"
@@ -99,22 +110,21 @@ func (l *Logins) byToken(w http.ResponseWriter, r *http.Request, given []string)
 		problem.New(http.StatusUnauthorized, "%s", say).Write(w)
 		return nil, false
 	}
-	l.guesses.Forgive(from)
 	l.metrics.count("token", "ok")
 	who := func(t *access.Token) *access.Principal {
 		p := t.Principal()
 		p.Peer = from.String()
 		return p
 	}
-	return &flight{principal: who(found), again: func(context.Context) *access.Principal {
+	return &flight{principal: who(found), again: func(context.Context) (*access.Principal, error) {
 		if t, ok := l.force.Load().tokens.Find(presented, time.Now()); ok {
-			return who(t)
+			return who(t), nil
 		}
-		return nil
+		return nil, nil
 	}}, true
 }
 
-// mustWait reports whether an address has guessed too often, and says until when in the answer's header.
+// mustWait reports whether an address that has failed did so too often, and says until when in the answer's header.
 func (l *Logins) mustWait(w http.ResponseWriter, r *http.Request, method string) bool {
 	wait := l.guesses.Wait(peerOf(r))
 	if wait <= 0 {
@@ -128,14 +138,15 @@ func (l *Logins) mustWait(w http.ResponseWriter, r *http.Request, method string)
 // bySession finds the session of a cookie. Where it cannot be looked for, nobody is told that they are logged out; the pages to
 // log in anew remain.
 func (l *Logins) bySession(w http.ResponseWriter, r *http.Request, cookie string) (*flight, bool) {
-	again := func(ctx context.Context) *access.Principal {
-		p, _ := l.principal(ctx, cookie)
-		if p != nil {
-			p.Peer = peerOf(r).String()
+	who, err := l.loggedIn(r.Context(), cookie)
+	judge := func(who *identity) *access.Principal {
+		role := l.force.Load().role(who)
+		if role == "" {
+			return nil
 		}
-		return p
+		return &access.Principal{Name: who.User, Role: role, Scopes: role.Scopes(), Session: hashName(cookie), Peer: peerOf(r).String()}
 	}
-	p, err := l.principal(r.Context(), cookie)
+	p := judge(who)
 	switch {
 	case err != nil && ours(r.URL.Path):
 		return nil, true
@@ -146,23 +157,23 @@ func (l *Logins) bySession(w http.ResponseWriter, r *http.Request, cookie string
 	case p == nil:
 		return nil, true
 	}
-	p.Peer = peerOf(r).String()
-	return &flight{principal: p, again: again}, true
+	return &flight{principal: p, again: func(ctx context.Context) (*access.Principal, error) {
+		now, err := l.loggedIn(ctx, cookie)
+		if err != nil {
+			return judge(who), err // who it was cannot have changed, what they may can
+		}
+		return judge(now), nil
+	}}, true
 }
 
-// principal returns who is logged in with a cookie's value; nil: nobody.
-func (l *Logins) principal(ctx context.Context, cookie string) (*access.Principal, error) {
+// loggedIn returns who has logged in with a cookie's value; nil: nobody.
+func (l *Logins) loggedIn(ctx context.Context, cookie string) (*identity, error) {
 	f := l.force.Load()
 	ctx, err := f.manager.Load(ctx, cookie)
 	if err != nil {
 		return nil, err
 	}
-	who := readIdentity(f.manager.GetString(ctx, identityKey))
-	role := f.role(who)
-	if role == "" {
-		return nil, nil
-	}
-	return &access.Principal{Name: who.User, Role: role, Scopes: role.Scopes(), Session: hashName(cookie)}, nil
+	return readIdentity(f.manager.GetString(ctx, identityKey)), nil
 }
 
 // role returns what somebody who is logged in may by now; empty: nothing, and so they are not.

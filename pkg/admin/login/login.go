@@ -50,6 +50,8 @@ const (
 	linkLife   = time.Hour
 	flowLife   = 10 * time.Minute // for signing in at the provider
 	checkEvery = time.Minute      // how long a request may go on after its right to was taken away on another node
+	checkTime  = 10 * time.Second // for looking at all of them: where the store is away each would wait for it
+	unsureLife = 10 * time.Minute // how long a request may go on of which that cannot be found out
 	sweepEvery = time.Hour
 )
 
@@ -84,8 +86,9 @@ type Logins struct {
 	metrics *metrics
 	force   atomic.Pointer[force]
 
-	mu      sync.Mutex // guards flights
+	mu      sync.Mutex // guards all below
 	flights map[*flight]struct{}
+	unsure  bool // of some flights it could not be found out whether they may go on
 }
 
 // force is the settings in force, and what follows from them.
@@ -249,8 +252,15 @@ func (l *Logins) Origins() *http.CrossOriginProtection { return l.force.Load().o
 // flight is a request under way.
 type flight struct {
 	principal *access.Principal
-	again     func(ctx context.Context) *access.Principal // who it would be now
 	cancel    context.CancelFunc
+	unsure    time.Time // since when again has failed; zero: it has not. Guarded by Logins.mu
+	// again returns who it would be now. On an error that is by what was known when it began.
+	again func(ctx context.Context) (*access.Principal, error)
+}
+
+// may reports whether somebody has every right that the request was let in with.
+func (f *flight) may(now *access.Principal) bool {
+	return now != nil && !slices.ContainsFunc(f.principal.Scopes, func(s access.Scope) bool { return !now.May(s) })
 }
 
 // Identify puts who asks into the request's context. Credentials that are wrong are refused here; no credentials at all are not.
@@ -279,22 +289,59 @@ func (l *Logins) Identify(next http.Handler) http.Handler {
 	})
 }
 
-// recheck cuts those requests off that could not be made any more. One of them may be the very request that asks for it: that it
-// ends, or its client hangs up, says nothing of the others.
-func (l *Logins) recheck(ctx context.Context) {
-	ctx = context.WithoutCancel(ctx)
+// recheck cuts those requests off that could not be made any more, those of the sessions just ended unasked. One of them may be
+// the very request that asks for it: that it ends, or its client hangs up, says nothing of the others. A request goes on while its
+// session cannot be looked for, but not for ever: the session may have been ended elsewhere.
+func (l *Logins) recheck(ctx context.Context, ended ...string) {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), checkTime)
+	defer stop()
 	l.mu.Lock()
 	flights := make([]*flight, 0, len(l.flights))
 	for f := range l.flights {
 		flights = append(flights, f)
 	}
 	l.mu.Unlock()
+	var failed error
+	lapsed := 0
 	for _, f := range flights {
-		now := f.again(ctx)
-		if now == nil || slices.ContainsFunc(f.principal.Scopes, func(s access.Scope) bool { return !now.May(s) }) {
+		if f.principal.Session != "" && slices.Contains(ended, f.principal.Session) {
 			f.cancel()
+			continue
+		}
+		now, err := f.again(ctx)
+		failed = cmp.Or(failed, err)
+		switch unsure := l.unsureFor(f, err); {
+		case !f.may(now):
+			f.cancel()
+		case unsure >= unsureLife:
+			f.cancel()
+			lapsed++
 		}
 	}
+	l.mu.Lock()
+	began := failed != nil && !l.unsure
+	l.unsure = failed != nil
+	l.mu.Unlock()
+	if began {
+		l.log.Error("sessions cannot be read; requests under way go on for a while", zap.Duration("bound", unsureLife), zap.Error(failed))
+	}
+	if lapsed > 0 {
+		l.log.Error("requests cut off, since their sessions could not be read for too long", zap.Int("requests", lapsed), zap.Error(failed))
+	}
+}
+
+// unsureFor notes whether a request could be looked at, and returns for how long it could not.
+func (l *Logins) unsureFor(f *flight, err error) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case err == nil:
+		f.unsure = time.Time{}
+		return 0
+	case f.unsure.IsZero():
+		f.unsure = time.Now()
+	}
+	return time.Since(f.unsure)
 }
 
 // Run forgets what has expired and cuts off whoever has lost their right meanwhile, until ctx ends.

@@ -3,6 +3,7 @@ package login
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -172,7 +174,7 @@ func values(m map[string]any) (list []string) {
 	return list
 }
 
-// Who guesses waits, and longer each time; others do not.
+// Who guesses waits, and longer each time; others do not, and what is right does not, wherever it comes from.
 func TestGuessing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		good, hash := access.NewToken()
@@ -182,11 +184,23 @@ func TestGuessing(t *testing.T) {
 				t.Fatalf("got %d", w.Code)
 			}
 		}
-		w := s.ask("GET", "/", bearer(good))
+		w := s.ask("GET", "/", bearer("x"))
 		if w.Code != 429 || w.Header().Get("Retry-After") != "1" || s.passed {
 			t.Errorf("got %d, %q", w.Code, w.Header().Get("Retry-After"))
 		}
-		if w := s.ask("GET", "/", bearer(good), func(r *http.Request) { r.RemoteAddr = "10.1.1.2:1" }); w.Code != 200 {
+		for range 20 {
+			for range 20 {
+				s.ask("GET", "/", bearer("x"))
+			}
+			if w := s.ask("GET", "/", bearer(good)); w.Code != 200 || s.seen == nil {
+				t.Errorf("beside a guesser of the same address: got %d", w.Code)
+			}
+			if w := s.ask("GET", s.link(access.Viewer)); w.Code != 303 {
+				t.Errorf("a link beside a guesser of the same address: got %d", w.Code)
+			}
+			s.cookies = map[string]string{}
+		}
+		if w := s.ask("GET", "/", bearer("x"), func(r *http.Request) { r.RemoteAddr = "10.1.1.2:1" }); w.Code != 401 {
 			t.Errorf("another address: got %d", w.Code)
 		}
 		for _, wait := range []string{"2", "4", "8", "16", "30", "30"} {
@@ -198,15 +212,11 @@ func TestGuessing(t *testing.T) {
 				t.Errorf("got %d, wait %q, want %q", w.Code, w.Header().Get("Retry-After"), wait)
 			}
 		}
-		if s.count("token", "limited") != 7 {
+		if s.count("token", "limited") != 1+400+6 {
 			t.Errorf("limited: %v", s.count("token", "limited"))
 		}
-		<-time.After(guess.MaxWait)
-		if w := s.ask("GET", "/", bearer(good)); w.Code != 200 {
-			t.Errorf("got %d", w.Code)
-		}
-		if w := s.ask("GET", "/", bearer("x")); w.Code != 401 || s.guesses.Wait(netip.MustParseAddr("10.1.1.1")) > 0 {
-			t.Errorf("what is right does not forgive: %d", w.Code)
+		if n := s.logs.FilterMessage("login refused").Len(); n != guess.Free+1+6 {
+			t.Errorf("%d lines of the log", n)
 		}
 	})
 }
@@ -315,8 +325,11 @@ func TestLinkGuessing(t *testing.T) {
 	for range guess.Free {
 		s.ask("GET", "/login?code=x")
 	}
-	if w := s.ask("GET", s.link(access.Admin)); w.Code != 429 || w.Header().Get("Retry-After") == "" || len(s.cookies) > 0 || !strings.Contains(w.Body.String(), "Too many") {
+	if w := s.ask("GET", "/login?code=x"); w.Code != 429 || w.Header().Get("Retry-After") == "" || len(s.cookies) > 0 || !strings.Contains(w.Body.String(), "Too many") {
 		t.Errorf("got %d", w.Code)
+	}
+	if w := s.ask("GET", s.link(access.Admin)); w.Code != 303 || len(s.cookies) == 0 {
+		t.Errorf("a link that is good: got %d", w.Code)
 	}
 }
 
@@ -426,6 +439,10 @@ func TestLogout(t *testing.T) {
 	if w := s.ask("GET", "/logout"); w.Code != 405 || s.cookies["relayd-8080"] != cookie {
 		t.Errorf("GET: got %d", w.Code)
 	}
+	if w := s.ask("POST", "/logout", func(r *http.Request) { r.Header.Del("Cookie") }); w.Code != 303 || len(s.audit.entries) != 2 {
+		t.Errorf("nobody: got %d, audit %+v", w.Code, s.audit.entries)
+	}
+	s.cookies["relayd-8080"] = cookie
 	w := s.ask("POST", "/logout")
 	if w.Code != 303 || w.Header().Get("Location") != "/login?out" || len(s.cookies) != 0 {
 		t.Errorf("got %d %q %v", w.Code, w.Header().Get("Location"), s.cookies)
@@ -436,6 +453,19 @@ func TestLogout(t *testing.T) {
 	s.cookies["relayd-8080"] = cookie
 	if s.ask("GET", "/"); s.seen != nil {
 		t.Error("the cookie is still good")
+	}
+	if n := len(s.audit.entries); n != 3 || s.audit.entries[2] != (console.Entry{Who: "start (link)", Peer: "10.1.1.1", What: "session.end", On: "start (link)"}) {
+		t.Errorf("audit: %+v", s.audit.entries)
+	}
+	// Nobody is kept logged in by a full disk.
+	s.ask("GET", s.link(access.Admin))
+	cookie, s.audit.full = s.cookies["relayd-8080"], true
+	if w := s.ask("POST", "/logout"); w.Code != 303 || s.logs.FilterMessage("logout not recorded").Len() != 1 {
+		t.Errorf("not recorded: got %d", w.Code)
+	}
+	s.cookies["relayd-8080"] = cookie
+	if s.ask("GET", "/"); s.seen != nil {
+		t.Error("not recorded, and still logged in")
 	}
 }
 
@@ -600,6 +630,85 @@ func TestRun(t *testing.T) {
 		}
 		if names, _ := s.links.Names(ctx); len(names) != 0 {
 			t.Errorf("links not swept: %v", names)
+		}
+		stop()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// away is records that cannot be read at times.
+type away struct {
+	session.Memory
+	away atomic.Bool
+}
+
+func (a *away) Get(ctx context.Context, name string) ([]byte, uint64, error) {
+	if a.away.Load() {
+		return nil, 0, errors.New("vault: no leader")
+	}
+	return a.Memory.Get(ctx, name)
+}
+
+// A request goes on while its session cannot be looked for, unless it is known that it may not, and not for ever.
+func TestStorageAwayMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		records := &away{}
+		s := newSite(t, Options{Sessions: records})
+		ctx, stop := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- s.Run(ctx) }()
+		cookie := ""
+		follow := func() (cut func() bool) {
+			t.Helper()
+			s.cookies = map[string]string{}
+			s.ask("GET", s.link(access.Viewer))
+			cookie = s.cookies["relayd-8080"]
+			ended := make(chan struct{})
+			r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
+			r.AddCookie(&http.Cookie{Name: "relayd-8080", Value: cookie})
+			go func() {
+				defer close(ended)
+				s.Identify(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })).ServeHTTP(httptest.NewRecorder(), r)
+			}()
+			synctest.Wait() // until it has begun
+			return func() bool {
+				synctest.Wait()
+				select {
+				case <-ended:
+					return true
+				default:
+					return false
+				}
+			}
+		}
+		lines := func() int {
+			return s.logs.FilterMessage("sessions cannot be read; requests under way go on for a while").Len()
+		}
+		first := follow()
+		for outage := range 2 { // two short ones are not one long one
+			records.away.Store(true)
+			<-time.After(unsureLife - 2*checkEvery)
+			if first() || lines() != outage+1 {
+				t.Errorf("outage %d: cut off %v, %d lines", outage, first(), lines())
+			}
+			records.away.Store(false)
+			<-time.After(2 * checkEvery)
+			if first() {
+				t.Error("cut off when the store was back")
+			}
+		}
+		// What was ended here is over, whether it can be read or not.
+		second := follow()
+		records.away.Store(true)
+		s.cookies["relayd-8080"] = cookie
+		if w := s.ask("POST", "/logout"); w.Code != 303 || !second() || first() {
+			t.Errorf("logout: got %d, cut off %v and %v", w.Code, second(), first())
+		}
+		<-time.After(unsureLife + 2*checkEvery)
+		if !first() || s.logs.FilterMessageSnippet("requests cut off").Len() != 1 {
+			t.Error("goes on for ever")
 		}
 		stop()
 		if err := <-ran; err != nil {
@@ -897,10 +1006,30 @@ func TestLocalRule(t *testing.T) {
 	for _, header := range [][2]string{
 		{"Cookie", "a=b"}, {"Origin", "null"}, {"Referer", base}, {"Sec-Fetch-Site", "none"}, {"Sec-Ch-Ua", "x"}, {"Forwarded", "for=1.2.3.4"},
 		{"X-Forwarded-For", "1.2.3.4"}, {"X-Forwarded-Host", "a"}, {"X-Real-Ip", "1.2.3.4"}, {"Via", "1.1 proxy"}, {"User-Agent", "Mozilla/5.0"},
-		{"Authorization", "Bearer x"}, {"Upgrade-Insecure-Requests", "1"},
+		{"Authorization", "Bearer x"}, {"Upgrade-Insecure-Requests", "1"}, {"X-Client-IP", "1.2.3.4"}, {"True-Client-IP", "1.2.3.4"},
+		{"CF-Connecting-IP", "1.2.3.4"}, {"Client-IP", "1.2.3.4"}, {"X-Original-Host", "a"}, {"X-Envoy-External-Address", "1.2.3.4"},
+		{"Proxy-Connection", "keep-alive"}, {"X_Forwarded_For", "1.2.3.4"}, {"X-Request-Id", "1"}, {"Upgrade", "h2c"},
 	} {
 		if got := who(func(r *http.Request) { r.Header.Set(header[0], header[1]) }); got != "" {
 			t.Errorf("with %s: got %q", header[0], got)
+		}
+	}
+	plain := map[string]map[string]string{
+		"curl":     {"User-Agent": "curl/8.14.1", "Accept": "*/*", "Expect": "100-continue", "Content-Type": "application/json"},
+		"wget":     {"User-Agent": "Wget/1.25.0", "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "Keep-Alive"},
+		"requests": {"User-Agent": "python-requests/2.32.3", "Accept": "*/*", "Accept-Encoding": "gzip, deflate", "Connection": "keep-alive"},
+		"urllib":   {"User-Agent": "Python-urllib/3.13", "Accept-Encoding": "identity", "Connection": "close"},
+		"others":   {"Accept-Language": "ja", "Te": "trailers", "Accept": "text/event-stream"},
+	}
+	for name, headers := range plain {
+		got := who(func(r *http.Request) {
+			r.Method, r.Body, r.ContentLength = "POST", io.NopCloser(strings.NewReader("{}")), -1 // chunked
+			for key, value := range headers {
+				r.Header.Set(key, value)
+			}
+		})
+		if !strings.HasPrefix(got, "local ") {
+			t.Errorf("%s: got %q", name, got)
 		}
 	}
 	if got := who(func(r *http.Request) { r.Host = "attacker.example" }); got != "" {

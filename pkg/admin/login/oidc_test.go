@@ -1,10 +1,12 @@
 package login
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -83,6 +85,36 @@ func TestSignIn(t *testing.T) {
 			t.Errorf("listed: %+v", list)
 		}
 	}
+}
+
+// What the rules in force say of who has logged in counts while the sessions cannot be read, too.
+func TestRulesChangeWhileStorageIsAway(t *testing.T) {
+	records := &away{}
+	p := providertest.New(t, "relayd")
+	o := &OIDC{Issuer: p.URL, ClientID: "relayd", Allowed: []Rule{{Group: "mail", Role: access.Operator}}, Client: p.Client()}
+	s := newSite(t, Options{Sessions: records, Settings: Settings{OIDC: o, PublicURL: "https://relay.contoso.com"}})
+	p.Set(providertest.Claims{"groups": []string{"mail"}})
+	if code, _, body := s.signIn(p, "/", nil); code != 303 {
+		t.Fatalf("got %d %s", code, body)
+	}
+	began, ended := make(chan context.Context), make(chan struct{})
+	r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)
+	r.AddCookie(&http.Cookie{Name: "__Host-relayd", Value: s.cookies["__Host-relayd"]})
+	go func() {
+		defer close(ended)
+		s.Identify(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { began <- r.Context(); <-r.Context().Done() })).ServeHTTP(httptest.NewRecorder(), r)
+	}()
+	ctx := <-began
+	records.away.Store(true)
+	if s.recheck(t.Context()); ctx.Err() != nil {
+		t.Error("cut off without a change")
+	}
+	less := *o
+	less.Allowed = []Rule{{Group: "mail", Role: access.Viewer}}
+	if err := s.Configure(Settings{OIDC: &less, PublicURL: "https://relay.contoso.com"}); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
 }
 
 // An answer counts in the browser that asked for it, for as long as it may take, and once.

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"relayd/pkg/admin/access"
+	"relayd/pkg/admin/console"
 	"relayd/pkg/admin/page/view"
 	"relayd/pkg/admin/problem"
 )
@@ -130,11 +131,11 @@ func (l *Logins) enterByLink(w http.ResponseWriter, r *http.Request, code string
 		problem.New(http.StatusBadRequest, "a login link is opened by a person, in a window of its own").Write(w)
 		return
 	}
-	if l.mustWait(w, r, methodLink) {
+	found, err := l.takeLink(r.Context(), code)
+	if errors.Is(err, errLink) && l.mustWait(w, r, methodLink) {
 		l.show(w, r, http.StatusTooManyRequests, shownPage{Refused: "login.refused.wait"})
 		return
 	}
-	found, err := l.takeLink(r.Context(), code)
 	if errors.Is(err, errLink) {
 		l.guesses.Add(peerOf(r))
 		l.refuse(w, r, methodLink, http.StatusForbidden, shownPage{Refused: "login.refused.link"}, err)
@@ -147,7 +148,6 @@ func (l *Logins) enterByLink(w http.ResponseWriter, r *http.Request, code string
 		l.refuse(w, r, methodLink, http.StatusServiceUnavailable, shownPage{Refused: "login.refused.storage"}, err)
 		return
 	}
-	l.guesses.Forgive(peerOf(r))
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 
@@ -232,18 +232,25 @@ func (l *Logins) finishFlow(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, returnPath(flow.To), http.StatusSeeOther)
 }
 
-// leave logs out.
+// leave logs out. Where the audit log cannot be written that is done all the same: what it takes away is the asker's own.
 func (l *Logins) leave(w http.ResponseWriter, r *http.Request) {
 	f := l.force.Load()
+	var ended []string
+	if p := access.From(r.Context()); p != nil && p.Session != "" {
+		if err := l.note(r.Context(), console.Entry{What: "session.end", On: p.Name}); err != nil {
+			l.log.Error("logout not recorded", zap.Error(err))
+		}
+	}
 	if c, err := r.Cookie(f.cookie); err == nil && c.Value != "" {
 		if err := l.store.DeleteCtx(r.Context(), hashName(c.Value)); err != nil {
 			l.log.Error("session not ended", zap.Error(err))
 			problem.New(http.StatusServiceUnavailable, "your session could not be ended; you are still logged in, try again").Write(w)
 			return
 		}
+		ended = append(ended, hashName(c.Value))
 		l.log.Info("logged out", zap.Stringer("peer", peerOf(r)))
 	}
 	f.manager.WriteSessionCookie(r.Context(), w, "", time.Time{})
-	l.recheck(r.Context())
+	l.recheck(r.Context(), ended...)
 	http.Redirect(w, r, Path+"?out", http.StatusSeeOther)
 }

@@ -111,16 +111,16 @@ func (l *Logins) end(ctx context.Context, fits func(name string, who *identity) 
 			ending[r.Name] = who.User
 		}
 	})
-	defer l.recheck(ctx)
-	n := 0
+	var ended []string
+	defer func() { l.recheck(ctx, ended...) }()
 	for name, user := range ending {
 		if err := l.note(ctx, console.Entry{What: "session.end", On: user}); err != nil {
-			return n, err
+			return len(ended), err
 		}
 		if err := l.store.DeleteCtx(ctx, name); err != nil {
-			return n, err
+			return len(ended), err
 		}
-		n++
+		ended = append(ended, name)
 	}
-	return n, err
+	return len(ended), err
 }

@@ -1,4 +1,4 @@
-// Package guess makes who guesses wait.
+// Package guess bounds how often an address is told that what it brings opens nothing.
 //
 // It keeps in memory how often an address has failed; a restart forgives all.
 package guess
@@ -12,14 +12,16 @@ import (
 // Bounds of [Guesses].
 const (
 	Free          = 5                // failed logins of an address before it must wait
-	MaxWait       = 30 * time.Second // an administrator behind the same proxy as a guesser gets through that often
+	MaxWait       = 30 * time.Second // between two failures that are looked into; an attack is one line of the log that often
 	guessMemory   = 10 * time.Minute // after which the failures of an address are forgotten
 	maxAddresses  = 4096             // remembered
 	ipv6Customers = 64               // bits of an IPv6 address that stand for one party
 )
 
-// Guesses makes each address that has failed to log in wait before it may try again: 1 s, then twice as long each time. Tokens
-// and links cannot be guessed; a hash in the configuration whose token is not random can. The zero value is ready to use.
+// Guesses makes each address that has failed to log in wait before its next failure is told from the one before: 1 s, then twice
+// as long each time. What is right is not to be asked about here: it may come from the same address, such as a proxy's, as others'
+// guesses, and nobody guesses 256 bits. What this bounds is the noise of those who try, in the log above all. Success forgives
+// nothing, for the same reason: it says nothing of who failed. The zero value is ready to use.
 type Guesses struct {
 	mu     sync.Mutex // guards failed
 	failed map[netip.Prefix]failures
@@ -30,7 +32,8 @@ type failures struct {
 	last  time.Time
 }
 
-func guessKey(a netip.Addr) netip.Prefix {
+// Party returns the addresses that count as one with a: itself alone, or its /64 of IPv6.
+func Party(a netip.Addr) netip.Prefix {
 	bits := a.BitLen()
 	if a.Is6() {
 		bits = ipv6Customers
@@ -39,11 +42,11 @@ func guessKey(a netip.Addr) netip.Prefix {
 	return p
 }
 
-// Wait returns for how long an address is not listened to yet.
+// Wait returns for how long failures of an address are refused unseen.
 func (g *Guesses) Wait(a netip.Addr) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	f := g.failed[guessKey(a)]
+	f := g.failed[Party(a)]
 	if f.count < Free || time.Since(f.last) > guessMemory {
 		return 0
 	}
@@ -57,7 +60,7 @@ func (g *Guesses) Add(a netip.Addr) {
 	if g.failed == nil {
 		g.failed = map[netip.Prefix]failures{}
 	}
-	key, now := guessKey(a), time.Now()
+	key, now := Party(a), time.Now()
 	f, known := g.failed[key]
 	if !known && len(g.failed) >= maxAddresses {
 		g.makeRoom(now)
@@ -81,11 +84,4 @@ func (g *Guesses) makeRoom(now time.Time) {
 		}
 		delete(g.failed, key)
 	}
-}
-
-// Forgive forgets that an address has failed.
-func (g *Guesses) Forgive(a netip.Addr) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	delete(g.failed, guessKey(a))
 }
