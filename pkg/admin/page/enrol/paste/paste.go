@@ -104,7 +104,7 @@ func (p *Reader) clientID(in *console.TenantInput, r *Result) {
 	}
 }
 
-// secret reads a pasted secret. A reference to one is left alone but for what stands around it.
+// secret reads a pasted secret.
 func (p *Reader) secret(in *console.TenantInput, r *Result) {
 	const field = "client_secret"
 	value := trim(in.ClientSecret)
@@ -121,6 +121,7 @@ func (p *Reader) secret(in *console.TenantInput, r *Result) {
 	in.ClientSecret = value
 	switch {
 	case isReference(value):
+		r.mistake(field, "enrol.paste.secret.reference")
 	case p.forms.guid.MatchString(value) && strings.EqualFold(value, in.ClientID):
 		r.mistake(field, "enrol.paste.secret.client")
 	case p.forms.guid.MatchString(value):
@@ -134,9 +135,10 @@ func (p *Reader) secret(in *console.TenantInput, r *Result) {
 	}
 }
 
+// isReference reports whether s begins as the configuration file writes where a secret is.
 func isReference(s string) bool {
-	kind, rest, found := strings.Cut(s, ":")
-	return found && rest != "" && (kind == "env" || kind == "file" || kind == "cred")
+	kind, _, found := strings.Cut(s, ":")
+	return found && (kind == "env" || kind == "file" || kind == "cred")
 }
 
 // date returns a date that can be read one way only as 2027-12-31, anything else as it was.
