@@ -30,6 +30,9 @@ func (v *Renderer) Fail(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 func (v *Renderer) explain(r *http.Request, err error) failure {
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil { // the asker has gone: nobody failed, and nobody reads this
+		return failure{status: http.StatusServiceUnavailable, key: "view.error.slow"}
+	}
 	for _, known := range []struct {
 		err    error
 		status int

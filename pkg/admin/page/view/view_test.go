@@ -1,9 +1,11 @@
 package view
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -14,7 +16,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
+	"go.uber.org/zap/zaptest/observer"
 
 	"relayd/pkg/admin/access"
 	"relayd/pkg/admin/api"
@@ -232,6 +236,36 @@ func TestFailSaysWhatAndHow(t *testing.T) {
 		if strings.Contains(w.Body.String(), "canary") {
 			t.Errorf("%v: tells what lies behind", tt.err)
 		}
+	}
+}
+
+// A poll that the browser has given up is no fault of anybody's; what ends before its asker goes is.
+func TestFailOfWhoHasGone(t *testing.T) {
+	core, logs := observer.New(zap.DebugLevel)
+	v, err := New(Options{Logger: zap.New(core)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	for _, err := range []error{
+		context.Canceled, fmt.Errorf("read: %w", context.Canceled), &status.Error{Code: 451, Err: context.Canceled},
+		errors.Join(api.ErrUnavailable, context.Canceled),
+	} {
+		logs.TakeAll()
+		w := httptest.NewRecorder()
+		v.Fail(w, httptest.NewRequestWithContext(gone, "GET", "/", nil), err)
+		if w.Code != 503 || logs.Len() != 0 {
+			t.Errorf("%v: got %d, logged %v", err, w.Code, logs.All())
+		}
+		v.Fail(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "GET", "/", nil), err)
+		if logs.FilterMessage("page not shown").Len() != 1 {
+			t.Errorf("%v of an asker who waits: logged %v", err, logs.All())
+		}
+	}
+	logs.TakeAll()
+	if v.Fail(httptest.NewRecorder(), httptest.NewRequestWithContext(gone, "GET", "/", nil), errors.New("disk")); logs.Len() != 1 {
+		t.Error("another fault is not logged, since the asker has gone")
 	}
 }
 
