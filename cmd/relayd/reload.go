@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"relayd/pkg/admin/console"
 	"relayd/pkg/config"
@@ -85,12 +86,21 @@ func (d *daemon) tryReload() error {
 	if err != nil {
 		return err
 	}
+	level, err := zapcore.ParseLevel(cfg.Log.Level)
+	if err != nil {
+		return err
+	}
 	if err := d.vault.Configure(context.Background(), keys.Key, keys.Previous); err != nil {
 		return err
 	}
-	if err := errors.Join(d.putInForce(cfg), d.admin.Configure(logins), d.level.UnmarshalText([]byte(cfg.Log.Level))); err != nil {
+	if err := d.admin.Configure(logins); err != nil {
 		return err
 	}
+	if err := d.putInForce(cfg); err != nil {
+		was, undo := loginSettings(d.cfg) // they were in force a moment ago
+		return errors.Join(err, undo, d.admin.Configure(was))
+	}
+	d.level.SetLevel(level)
 	// Nothing from here on can fail.
 	d.postmaster.Configure(d.wired.Load().postmaster)
 	d.history.Configure(time.Duration(cfg.Queue.KeepSent), time.Duration(cfg.Queue.KeepFailed))
@@ -112,12 +122,20 @@ func (d *daemon) tryReload() error {
 func (d *daemon) putInForce(cfg *config.Config) error {
 	content := d.registry.Content()
 	x := cfg.Extend(content.Added())
-	w, err := wiringOf(x.Config, content.Paused())
+	w, err := extendedWiring(x, content)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(d.tokens.SetRules(w.refusals), d.tokens.Configure(w.entra), d.exchange.Configure(w.exchange)); err != nil {
-		return err
+	old := d.wired.Load()
+	err = d.tokens.SetRules(w.refusals)
+	if err == nil {
+		err = d.exchange.Configure(w.exchange)
+	}
+	if err == nil {
+		err = d.tokens.Configure(w.entra)
+	}
+	if err != nil { // what was in force is taken without complaint
+		return errors.Join(err, d.tokens.SetRules(old.refusals), d.exchange.Configure(old.exchange))
 	}
 	d.wired.Store(w)
 	d.extended.Store(x)

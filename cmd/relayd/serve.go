@@ -223,7 +223,7 @@ func (d *daemon) openUpstream(reg prometheus.Registerer) (err error) {
 	x := d.cfg.Extend(content.Added())
 	d.extended.Store(x)
 	d.warnRefused(x)
-	w, err := wiringOf(x.Config, content.Paused())
+	w, err := extendedWiring(x, content)
 	if err != nil {
 		return err
 	}

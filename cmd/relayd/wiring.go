@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
@@ -9,6 +8,7 @@ import (
 	"net/url"
 	"time"
 
+	"relayd/cmd/relayd/registry"
 	"relayd/pkg/config"
 	"relayd/pkg/entra"
 	"relayd/pkg/envelope"
@@ -41,8 +41,8 @@ type limits struct {
 	recipients, hops int
 }
 
-// wiringOf reads c, whose senders of those matches are paused, by whom.
-func wiringOf(c *config.Config, paused map[string]string) (*wiring, error) {
+// wiringOf reads c, whose senders of those matches are stopped, for the reason given.
+func wiringOf(c *config.Config, stopped map[string]string) (*wiring, error) {
 	w := &wiring{entra: map[string]entra.Tenant{}, exchange: map[string]exchange.Tenant{}}
 	for i := range c.Tenants {
 		t := &c.Tenants[i]
@@ -68,7 +68,7 @@ func wiringOf(c *config.Config, paused map[string]string) (*wiring, error) {
 			Fallback: envelope.Address(s.Fallback),
 		}})
 	}
-	w.policy.Paused = paused
+	w.policy.Stopped = stopped
 	w.policy.RewriteTo = envelope.Address(c.UnknownSender.RewriteTo)
 	w.policy.KeepOriginal = c.UnknownSender.ReplyToOriginal
 	for _, step := range c.Queue.Retry {
@@ -89,6 +89,28 @@ func wiringOf(c *config.Config, paused map[string]string) (*wiring, error) {
 	return w, nil
 }
 
+// extendedWiring reads a configuration with what was entered beside it. A sender that was entered and is not in force keeps
+// its mail, rather than having it refused: whoever sends is not to blame.
+func extendedWiring(x *config.Extended, content registry.Content) (*wiring, error) {
+	stopped := map[string]string{}
+	for match, by := range content.Paused() {
+		stopped[match] = "paused by " + by
+	}
+	w, err := wiringOf(x.Config, stopped)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range x.Refused {
+		match := r.Fields["address"] + r.Fields["match"]
+		if match == "" {
+			continue // a tenant
+		}
+		w.policy.Senders = append(w.policy.Senders, policy.Sender{Match: match, Route: envelope.Route{Tenant: r.Fields["tenant"], Login: envelope.Address(r.Fields["login"])}})
+		w.policy.Stopped[match] = "what was entered for this sender is not in force: " + r.Problems[0].Key + ": " + r.Problems[0].Text
+	}
+	return w, nil
+}
+
 // entraTenant is what the tenant's tokens are got with. Files are read for each request, so that a renewed one is taken up.
 func entraTenant(t *config.Tenant, roots *x509.CertPool) (entra.Tenant, error) {
 	e := entra.Tenant{
@@ -98,8 +120,8 @@ func entraTenant(t *config.Tenant, roots *x509.CertPool) (entra.Tenant, error) {
 	if !t.ClientSecret.IsZero() {
 		e.Secret = t.ClientSecret.Resolve
 	}
-	if pair := t.Certificate; pair.CertFile != "" {
-		e.Certificate = func() (tls.Certificate, error) { return tls.LoadX509KeyPair(pair.CertFile, pair.KeyFile) }
+	if t.Certificate.CertFile != "" {
+		e.Certificate = t.Certificate.Load
 	}
 	if t.FederatedTokenFile != "" {
 		e.FederatedToken = t.FederatedToken

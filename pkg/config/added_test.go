@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -196,5 +197,26 @@ func TestAddedSendersFallBackOnEachOther(t *testing.T) {
 	}
 	if len(x.Refused) != 2 || x.Refused[0].Fields["address"] != "d@contoso.com" || x.Refused[1].Fields["address"] != "c@contoso.com" {
 		t.Errorf("refused: %+v", x.Refused)
+	}
+}
+
+// What has no end, or never opens, is not read: it would stop the whole relay, or whoever waits for it.
+func TestNewTenantReadsRegularFilesAlone(t *testing.T) {
+	c := mustParse(t, sixLines)
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	large := filepath.Join(t.TempDir(), "large")
+	if err := os.WriteFile(large, make([]byte, maxPEMBytes+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/dev/zero", pipe, large, t.TempDir()} {
+		if _, problems := c.NewTenant(tenantFields("ca_file", path)); len(problems) != 1 || problems[0].Key != "ca_file" {
+			t.Errorf("ca_file %s: got %v", path, problems)
+		}
+		if _, problems := c.NewTenant(tenantFields("client_secret", "", "certificate.cert_file", path, "certificate.key_file", path)); len(problems) == 0 {
+			t.Errorf("certificate %s was taken", path)
+		}
 	}
 }

@@ -13,9 +13,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Config is a whole configuration file. Paths in it are relative to the working directory.
@@ -145,9 +145,9 @@ func rootCAs(file string) (*x509.CertPool, error) {
 	if file == "" {
 		return nil, nil
 	}
-	data, err := os.ReadFile(file)
+	data, err := readRegular(file, maxPEMBytes)
 	if err != nil {
-		return nil, fmt.Errorf("cannot be read: %w", pathless(err))
+		return nil, err
 	}
 	pool, err := x509.SystemCertPool()
 	if err != nil {
@@ -213,6 +213,34 @@ type Reply struct {
 	Wait     Duration `yaml:"wait" min:"0s" max:"24h"` // before the next attempt, at least
 	Cause    string   `yaml:"cause"`                   // what is wrong, for the operator
 	Advice   string   `yaml:"advice"`                  // what to do about it
+}
+
+// maxPEMBytes bounds files of certificates and keys; the roots of a whole system take a quarter of it.
+const maxPEMBytes = 1 << 20
+
+// Load reads certificate and key, anew on each call: a renewed pair is taken up.
+func (c *Certificate) Load() (tls.Certificate, error) {
+	cert, err := readRegular(c.CertFile, maxPEMBytes)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("cert_file %w", err)
+	}
+	key, err := readRegular(c.KeyFile, maxPEMBytes)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("key_file %w", err)
+	}
+	return tls.X509KeyPair(cert, key)
+}
+
+// Expiry returns when the tenant's credential ends: credential_expires, or the end of its certificate; zero where nobody knows.
+func (t *Tenant) Expiry() time.Time {
+	if day := time.Time(t.CredentialExpires); !day.IsZero() || t.Certificate.CertFile == "" {
+		return day
+	}
+	pair, err := t.Certificate.Load()
+	if err != nil {
+		return time.Time{} // the next token request says so
+	}
+	return pair.Leaf.NotAfter
 }
 
 // Admin is the listener of the page and the API.

@@ -103,31 +103,41 @@ func (s Secret) Resolve() (string, error) {
 }
 
 func readSecret(path string) (string, error) {
-	// Asked before opening, since opening a pipe without a writer never returns.
-	info, err := os.Stat(path)
+	data, err := readRegular(path, maxSecretBytes)
 	if err != nil {
-		return "", fmt.Errorf("cannot be read: %w", pathless(err))
-	}
-	if !info.Mode().IsRegular() {
-		return "", errors.New("is not a regular file")
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return "", fmt.Errorf("cannot be read: %w", pathless(err))
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxSecretBytes+1))
-	if err != nil {
-		return "", fmt.Errorf("cannot be read: %w", pathless(err))
-	}
-	if len(data) > maxSecretBytes {
-		return "", fmt.Errorf("is larger than %v", Size(maxSecretBytes))
+		return "", err
 	}
 	value := strings.TrimRight(string(data), "\r\n")
 	if value == "" {
 		return "", errors.New("is empty")
 	}
 	return value, nil
+}
+
+// readRegular reads a file of at most that many octets. Whatever else has the name is refused: what opens or reads without end
+// would stop more than the one who named it.
+func readRegular(path string, most int64) ([]byte, error) {
+	// Asked before opening, since opening a pipe without a writer never returns.
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot be read: %w", pathless(err))
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("is not a regular file")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot be read: %w", pathless(err))
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil {
+		return nil, fmt.Errorf("cannot be read: %w", pathless(err))
+	}
+	if int64(len(data)) > most {
+		return nil, fmt.Errorf("is larger than %v", Size(most))
+	}
+	return data, nil
 }
 
 // String returns "[redacted]", or nothing where no secret is set.

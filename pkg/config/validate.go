@@ -1,13 +1,11 @@
 package config
 
 import (
-	"crypto/tls"
 	"encoding/pem"
 	"errors"
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -683,7 +681,7 @@ func (r *report) checkSecret(key string, s Secret) {
 func (r *report) checkKeyPair(key, certFile, keyFile string, now time.Time) {
 	readable := true
 	for name, file := range map[string]string{".cert_file": certFile, ".key_file": keyFile} {
-		data, err := os.ReadFile(file)
+		data, err := readRegular(file, maxPEMBytes)
 		if err == nil {
 			if block, _ := pem.Decode(data); block == nil {
 				err = errors.New("holds no PEM block")
@@ -691,13 +689,13 @@ func (r *report) checkKeyPair(key, certFile, keyFile string, now time.Time) {
 		}
 		if err != nil {
 			readable = false
-			r.errorf(key+name, "%q cannot be used: %v; name a readable PEM file", file, pathless(err))
+			r.errorf(key+name, "%q %v; name a readable PEM file", file, err)
 		}
 	}
 	if !readable {
 		return
 	}
-	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+	pair, err := (&Certificate{certFile, keyFile}).Load()
 	if err != nil {
 		r.errorf(key+".cert_file", "%q and %q do not make a key pair: %v; name a certificate and its own key", certFile,
 			keyFile, err)

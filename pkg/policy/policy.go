@@ -28,8 +28,8 @@ type Options struct {
 	// KeepOriginal asks that a rewritten message's original From becomes its Reply-To.
 	KeepOriginal bool
 
-	// Paused are the matches of rules whose mail is kept back, and by whom: it is accepted, and has no way until it is resumed.
-	Paused map[string]string
+	// Stopped are the matches of rules whose mail is kept back, and why: it is accepted, and has no way while that is so.
+	Stopped map[string]string
 
 	// Domains are those of each tenant, by name, that none of its senders is in: see External.
 	Domains map[string][]string
@@ -43,7 +43,7 @@ type Policy struct {
 type rules struct {
 	exact        map[string]envelope.Route
 	domain       map[string]envelope.Route
-	paused       map[string]string          // by match, in lower case
+	stopped      map[string]string          // why, by match in lower case
 	own          map[string]map[string]bool // domains by tenant
 	rewriteTo    envelope.Address
 	keepOriginal bool
@@ -59,7 +59,7 @@ func New(opts Options) *Policy {
 // Configure replaces the rules at once.
 func (p *Policy) Configure(opts Options) {
 	r := &rules{
-		exact: map[string]envelope.Route{}, domain: map[string]envelope.Route{}, own: map[string]map[string]bool{}, paused: map[string]string{},
+		exact: map[string]envelope.Route{}, domain: map[string]envelope.Route{}, own: map[string]map[string]bool{}, stopped: map[string]string{},
 		rewriteTo: opts.RewriteTo, keepOriginal: opts.KeepOriginal,
 	}
 	for _, s := range opts.Senders {
@@ -71,8 +71,8 @@ func (p *Policy) Configure(opts Options) {
 		}
 		r.owns(s.Route.Tenant, envelope.Address(match).Domain())
 	}
-	for match, by := range opts.Paused {
-		r.paused[strings.ToLower(match)] = by
+	for match, why := range opts.Stopped {
+		r.stopped[strings.ToLower(match)] = why
 	}
 	for tenant, domains := range opts.Domains {
 		for _, domain := range domains {
@@ -141,32 +141,30 @@ func (p *Policy) Choose(reversePath, from envelope.Address) (sender envelope.Add
 // ErrNoRoute reports a sender whose rule was taken out of the configuration after its mail was accepted.
 var ErrNoRoute = errors.New("no sender with that address is configured any more")
 
-// PausedError reports a sender that an operator has paused.
-type PausedError struct{ By string }
+// StoppedError reports a sender whose mail is kept back.
+type StoppedError struct{ Reason string }
 
-// Error says by whom.
-func (e *PausedError) Error() string { return "paused by " + e.By }
+// Error says why.
+func (e *StoppedError) Error() string { return e.Reason }
 
-// pausedBy reports who has paused the rule that a goes by.
-func (r *rules) pausedBy(a envelope.Address) (string, bool) {
+// whyStopped returns why the rule that a goes by is stopped; "": it is not.
+func (r *rules) whyStopped(a envelope.Address) string {
 	if _, exact := r.exact[a.Key()]; exact {
-		by, ok := r.paused[a.Key()]
-		return by, ok
+		return r.stopped[a.Key()]
 	}
-	by, ok := r.paused["*@"+strings.ToLower(a.Domain())]
-	return by, ok
+	return r.stopped["*@"+strings.ToLower(a.Domain())]
 }
 
 // Route returns the way of a sender Choose has returned. Its Fallback is never the sender itself, nor another that goes by
-// the same mailbox: what keeps one from sending keeps the other. The error is ErrNoRoute, or a *PausedError.
+// the same mailbox: what keeps one from sending keeps the other. The error is ErrNoRoute, or a *StoppedError.
 func (p *Policy) Route(sender envelope.Address) (*envelope.Route, error) {
 	r := p.rules.Load()
 	route, ok := r.route(sender)
 	if !ok {
 		return nil, ErrNoRoute
 	}
-	if by, paused := r.pausedBy(sender); paused {
-		return nil, &PausedError{by}
+	if why := r.whyStopped(sender); why != "" {
+		return nil, &StoppedError{why}
 	}
 	if other, ok := r.route(route.Fallback); ok && other.Mailbox() == route.Mailbox() || route.Fallback.Key() == sender.Key() {
 		route.Fallback = ""

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"relayd/pkg/admin/access"
@@ -120,11 +121,23 @@ func (d *Desk) invitation(i consent.Invitation) *console.Invitation {
 
 // Invitation implements console.Console.
 func (d *Desk) Invitation(ctx context.Context, code string) (*console.Invitation, error) {
-	i, err := d.opts.Consents.Invitation(ctx, code)
+	i, err := d.invited(ctx, code)
 	if err != nil {
-		return nil, expired(err)
+		return nil, err
 	}
 	return d.invitation(i), nil
+}
+
+// invited returns what a link's code opens. One for a sender that was removed, or goes by another mailbox now, opens nothing.
+func (d *Desk) invited(ctx context.Context, code string) (consent.Invitation, error) {
+	i, err := d.opts.Consents.Invitation(ctx, code)
+	if err != nil {
+		return i, expired(err)
+	}
+	if r, err := d.request(i.Sender, ""); err != nil || r.Tenant != i.Tenant || !strings.EqualFold(r.Login, i.Login) {
+		return i, console.ErrExpired
+	}
+	return i, nil
 }
 
 // expired says in the console's words that a link no longer opens anything.
@@ -135,17 +148,14 @@ func expired(err error) error {
 	return err
 }
 
-// AcceptInvitation implements console.Console.
+// AcceptInvitation implements console.Console. It is not written down: nobody is logged in, and who has the link may do it as
+// often as they like. What comes of it is.
 func (d *Desk) AcceptInvitation(ctx context.Context, code, session string) (url string, err error) {
-	i, err := d.opts.Consents.Invitation(ctx, code)
-	if err != nil {
-		return "", expired(err)
+	if _, err := d.invited(ctx, code); err != nil {
+		return "", err
 	}
-	err = d.Change(ctx, "consent.accept", i.Sender, "", "login="+i.Login, func() error {
-		url, err = d.opts.Consents.Accept(ctx, code, session)
-		return expired(err)
-	})
-	return url, err
+	url, err = d.opts.Consents.Accept(ctx, code, session)
+	return url, expired(err)
 }
 
 // StartDevice implements console.Console.
@@ -189,6 +199,6 @@ func (d *Desk) Revoke(ctx context.Context, match string) error {
 		return err
 	}
 	return d.Change(ctx, "consent.revoke", r.Sender, "login="+r.Login, "", func() error {
-		return d.opts.Tokens.Forget(ctx, r.Tenant, r.Login)
+		return errors.Join(d.opts.Consents.Withdraw(ctx, r.Tenant, r.Login), d.opts.Tokens.Forget(ctx, r.Tenant, r.Login))
 	})
 }

@@ -87,6 +87,7 @@ type Consents interface {
 	Invite(ctx context.Context, r consent.Request, life time.Duration) (consent.Invitation, error)
 	Invitation(ctx context.Context, code string) (consent.Invitation, error)
 	Accept(ctx context.Context, code, session string) (url string, err error)
+	Withdraw(ctx context.Context, tenant, login string) error
 }
 
 // Audit is audit.Log.

@@ -42,7 +42,6 @@ func changes(t *testing.T, w *world) map[string]func() error {
 		"tenant.consent.start": func() error { return second(w.StartAdminConsent(ctx, "contoso", "s")) },
 		"consent.device":       func() error { return second(w.StartDevice(ctx, "a@contoso.com")) },
 		"consent.invite":       func() error { return second(w.Invite(ctx, "a@contoso.com")) },
-		"consent.accept":       func() error { return second(w.AcceptInvitation(ctx, w.consents.invited.Code, "s")) },
 		"consent.revoke":       func() error { return w.Revoke(ctx, "a@contoso.com") },
 		"consent.granted":      func() error { return w.Adopt(ctx, grant.Grant{Tenant: "contoso", Login: "a@contoso.com"}) },
 	}

@@ -103,6 +103,12 @@ type fakeConsents struct {
 	result  consent.Result
 	device  consent.Device
 	invited consent.Invitation
+	ended   []string // tenant/login of withdrawn links
+}
+
+func (f *fakeConsents) Withdraw(_ context.Context, tenant, login string) error {
+	f.ended = append(f.ended, tenant+"/"+login)
+	return nil
 }
 
 const fileText = `

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
+
 	"relayd/cmd/relayd/registry"
 	"relayd/pkg/admin/access"
 	"relayd/pkg/admin/console"
@@ -61,9 +63,12 @@ func (d *Desk) scene(ctx context.Context, x *config.Extended) (*scene, error) {
 		s.tenants[t.Name] = t
 		s.expires[t.Name], _ = d.opts.Tokens.Status(t.Name)
 	}
-	grants, err := d.opts.Tokens.Grants(ctx)
+	grants, err := d.opts.Tokens.Grants(ctx) // those that can be read; without one of them its sender shows as not signed in
 	if err != nil {
-		return nil, err
+		if len(grants) == 0 {
+			return nil, err
+		}
+		d.log.Error("some consents cannot be read", zap.Error(err))
 	}
 	for _, g := range grants {
 		s.grants[keyOf(g.Tenant, g.Login)] = g
@@ -402,7 +407,7 @@ func (d *Desk) forgetUnused(ctx context.Context, old config.Fields) error {
 			return nil
 		}
 	}
-	return d.opts.Tokens.Forget(ctx, old["tenant"], login)
+	return errors.Join(d.opts.Consents.Withdraw(ctx, old["tenant"], login), d.opts.Tokens.Forget(ctx, old["tenant"], login))
 }
 
 // loginUsed reports whether an entry in force goes by that mailbox.

@@ -2,13 +2,10 @@ package desk
 
 import (
 	"context"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -72,7 +69,7 @@ func tenantStops(boxes []dispatch.Mailbox) map[string]dispatch.Stop {
 func (d *Desk) tenant(t *config.Tenant, origin string, stops map[string]dispatch.Stop) console.Tenant {
 	view := console.Tenant{
 		Name: t.Name, Cloud: t.Cloud, TenantID: t.TenantID, ClientID: t.ClientID, Grant: t.Grant, Credential: credential(t),
-		CredentialExpires: expiry(t), Authority: t.Authority, Scope: t.Scope, SMTPServer: t.SMTPServer, Origin: origin,
+		CredentialExpires: t.Expiry(), Authority: t.Authority, Scope: t.Scope, SMTPServer: t.SMTPServer, Origin: origin,
 		CAFile: t.CAFile, CertFile: t.Certificate.CertFile, KeyFile: t.Certificate.KeyFile,
 		RedirectURI: d.RedirectURI(), AdminConsentURL: adminConsentURL(t, d.RedirectURI()),
 	}
@@ -133,23 +130,6 @@ func credential(t *config.Tenant) string {
 	return "none"
 }
 
-// expiry returns when the tenant's credential ends: as entered, or of its certificate; zero where nobody knows.
-func expiry(t *config.Tenant) time.Time {
-	if day := time.Time(t.CredentialExpires); !day.IsZero() || t.Certificate.CertFile == "" {
-		return day
-	}
-	data, err := os.ReadFile(t.Certificate.CertFile)
-	if err != nil {
-		return time.Time{} // the next token request says so
-	}
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
-			return cert.NotAfter
-		}
-	}
-	return time.Time{}
-}
-
 // adminConsentURL is where an administrator consents to what the app asks for, as Microsoft documents it for SMTP.
 func adminConsentURL(t *config.Tenant, redirect string) string {
 	scope := t.Scope
@@ -198,28 +178,29 @@ func (d *Desk) SaveTenant(ctx context.Context, name string, in console.TenantInp
 		}
 		return console.ErrNotFound
 	}
-	if scheme, _, found := strings.Cut(in.ClientSecret, ":"); found && slices.Contains([]string{"env", "file", "cred"}, scheme) {
-		return console.Mistakes{{Field: "client_secret", Text: "a reference is for the configuration file; enter the secret's value, which is kept encrypted"}}
-	}
 	if wrong := secretMistake(in.ClientSecret); wrong != "" {
 		return console.Mistakes{{Field: "client_secret", Text: wrong}}
 	}
 	fields := tenantFields(in)
-	// Cloud or authority: either way it is another server that secrets would be sent to.
+	// By cloud or by address: it is another server that secrets, or tokens got with them, would be sent to.
 	before, _ := without(x, name, "").NewTenant(old)
 	after, _ := without(x, name, "").NewTenant(fields)
-	elsewhere := before.Authority != after.Authority
+	elsewhere := before.Authority != after.Authority || before.SMTPServer != after.SMTPServer || before.Scope != after.Scope || before.CAFile != after.CAFile
 	if old["client_secret"] != "" && fields["client_secret"] == "" && fields["certificate.cert_file"] == "" {
 		if elsewhere {
-			return console.Mistakes{{Field: "client_secret", Text: "enter the secret again, since it will be sent to another authority"}}
+			return console.Mistakes{{Field: "client_secret", Text: "enter the secret again, since it, or tokens got with it, will go to another server"}}
 		}
 		fields["client_secret"] = old["client_secret"]
 	}
 	if name != "" && in.Name != name {
 		return console.Mistakes{{Field: "name", Text: "a tenant keeps its name; add another, and remove this one"}}
 	}
-	if _, taken := entered[in.Name]; name == "" && taken {
-		return console.Mistakes{{Field: "name", Text: fmt.Sprintf("%q is the name of another tenant; give each its own", in.Name)}}
+	if name == "" && in.Name == "new" { // its page would be the form for a new one
+		return console.Mistakes{{Field: "name", Text: "\"new\" is a word of the page's own; choose another name"}}
+	}
+	same := func(other string) bool { return strings.EqualFold(other, in.Name) }
+	if name == "" && (slices.ContainsFunc(slices.Collect(maps.Keys(entered)), same) || slices.ContainsFunc(x.Tenants, func(t config.Tenant) bool { return same(t.Name) })) {
+		return console.Mistakes{{Field: "name", Text: fmt.Sprintf("%q is the name of another tenant, but for small and capital letters; give each its own", in.Name)}}
 	}
 	if _, problems := without(x, name, "").NewTenant(fields); len(problems) > 0 {
 		return mistakes(problems, "name")
@@ -230,7 +211,11 @@ func (d *Desk) SaveTenant(ctx context.Context, name string, in console.TenantInp
 	}
 	err := d.Change(ctx, what, in.Name, shownFields(old), shownFields(fields), func() error {
 		if !known || elsewhere {
-			if err := d.forgetGrants(ctx, in.Name, after.Authority); err != nil {
+			issuer := after.Authority
+			if known && before.Authority == after.Authority {
+				issuer = "" // it is the tokens that go elsewhere: whoever granted them was not asked for that
+			}
+			if err := d.forgetGrants(ctx, in.Name, issuer); err != nil {
 				return err
 			}
 		}
@@ -422,7 +407,7 @@ func (d *Desk) Expiries(ctx context.Context) ([]console.Expiry, error) {
 	x := d.opts.Config()
 	for i := range x.Tenants {
 		t := &x.Tenants[i]
-		ends := expiry(t)
+		ends := t.Expiry()
 		if ends.IsZero() {
 			continue
 		}
@@ -437,7 +422,7 @@ func (d *Desk) Expiries(ctx context.Context) ([]console.Expiry, error) {
 	for _, g := range grants {
 		if g.Dead == "" {
 			list = append(list, console.Expiry{Kind: "consent", Tenant: g.Tenant, Sender: g.Login, Expires: g.Used.Add(grant.IdleLife),
-				Advice: "relayd renews it long before; that it has not says that it could not: see the sender"})
+				Advice: "relayd renews it by itself, long before; should the day come near, it could not: see the sender"})
 		}
 	}
 	slices.SortStableFunc(list, func(a, b console.Expiry) int { return a.Expires.Compare(b.Expires) })

@@ -133,6 +133,8 @@ func TestSecretsGoNowhereElse(t *testing.T) {
 	for name, change := range map[string]func(*console.TenantInput){
 		"authority": func(in *console.TenantInput) { in.Authority = "https://evil.example" },
 		"cloud":     func(in *console.TenantInput) { in.Cloud = "china" },
+		"server":    func(in *console.TenantInput) { in.SMTPServer = "smtp.evil.example:587" }, // access tokens go there
+		"scope":     func(in *console.TenantInput) { in.Scope = "https://graph.microsoft.com/SMTP.Send offline_access" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -166,7 +168,11 @@ func TestSecretsGoNowhereElse(t *testing.T) {
 			}
 		})
 	}
-	w := newWorld(t) // one of the name of a former one
+	w := newWorld(t)
+	for _, name := range []string{"new", "FILED"} { // the page's own word; the file's tenant in capitals
+		mistakesOf(t, w.SaveTenant(ops(t), "", tenantInput(name)), "name")
+	}
+	w = newWorld(t) // one of the name of a former one
 	w.grants = []grant.Grant{
 		{Tenant: "contoso", Login: "a@contoso.com", For: "https://login.microsoftonline.com tid cid scope"},
 		{Tenant: "contoso", Login: "b@contoso.com", For: "https://login.elsewhere.example tid cid scope"},

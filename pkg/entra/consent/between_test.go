@@ -17,6 +17,15 @@ type between struct {
 	grant.Records
 	put       func(name string, revision uint64) error // before a Put
 	deleteErr error
+	names     func() // after Names
+}
+
+func (b *between) Names(ctx context.Context) ([]string, error) {
+	names, err := b.Records.Names(ctx)
+	if b.names != nil {
+		b.names()
+	}
+	return names, err
 }
 
 func (b *between) Put(ctx context.Context, name string, data []byte, revision uint64) (uint64, error) {
@@ -318,5 +327,27 @@ func TestEntraGoesAway(t *testing.T) {
 	wantRefusal(t, err, "sign-in-no-answer")
 	if len(r.grants()) != 0 {
 		t.Errorf("adopted %v", r.grants())
+	}
+}
+
+// TestRoomOvertaken: a sign-in of the same browser is finished while room is made for another.
+func TestRoomOvertaken(t *testing.T) {
+	r := newRig(t)
+	other := r.Consents
+	store := &between{Records: r.pending}
+	r.options.Pending = store
+	slow := r.node(t)
+	cb := callback(r.begin(t, ann()))
+	store.names = func() {
+		store.names = nil
+		if _, err := other.Finish(t.Context(), cb); err != nil {
+			t.Errorf("the other sign-in: %v", err)
+		}
+	}
+	if _, err := slow.Start(t.Context(), ann()); err != nil {
+		t.Errorf("the next sign-in: %v", err)
+	}
+	if store.names != nil {
+		t.Error("nobody asked what is pending")
 	}
 }

@@ -320,6 +320,9 @@ func (c *Consents) makeRoom(ctx context.Context, bucket string) error {
 		if err != nil {
 			return refusal.Store(err)
 		}
+		if p == nil { // finished, or another has made room
+			continue
+		}
 		mine = append(mine, entry{name, p.Begun})
 	}
 	slices.SortFunc(mine, func(a, b entry) int { return a.begun.Compare(b.begun) })

@@ -19,7 +19,8 @@ type invitation struct {
 	Used    bool      `json:"used,omitempty"` // by a sign-in that was accepted
 }
 
-// Invite makes a one-time link by which r.Login signs in without an account here. It lives for lifetime; 0: 72 hours.
+// Invite makes a one-time link by which r.Login signs in without an account here, in place of those made for the mailbox
+// before. It lives for lifetime; 0: 72 hours.
 func (c *Consents) Invite(ctx context.Context, r Request, lifetime time.Duration) (Invitation, error) {
 	if lifetime == 0 {
 		lifetime = invitationLife
@@ -30,9 +31,9 @@ func (c *Consents) Invite(ctx context.Context, r Request, lifetime time.Duration
 	if !strings.Contains(r.Login, "@") {
 		return Invitation{}, refusal.NoLogin()
 	}
-	names, err := c.options.Invitations.Names(ctx)
+	names, err := c.withdraw(ctx, r.Tenant, r.Login)
 	if err != nil {
-		return Invitation{}, refusal.Store(err)
+		return Invitation{}, err
 	}
 	if len(names) >= maxInvitations {
 		return Invitation{}, refusal.Busy()
@@ -44,6 +45,25 @@ func (c *Consents) Invite(ctx context.Context, r Request, lifetime time.Duration
 	}
 	c.log.Info("one-time link made", zap.String("tenant", i.Tenant), zap.String("login", i.Login), zap.Time("expires", i.Expires))
 	return i.shown(code), nil
+}
+
+// Withdraw ends the one-time links made for a mailbox, and the sign-ins begun by them. None is no error.
+func (c *Consents) Withdraw(ctx context.Context, tenant, login string) error {
+	_, err := c.withdraw(ctx, tenant, login)
+	return err
+}
+
+// withdraw returns the names of the links that are left.
+func (c *Consents) withdraw(ctx context.Context, tenant, login string) (left []string, err error) {
+	names, err := c.options.Invitations.Names(ctx)
+	if err != nil {
+		return nil, refusal.Store(err)
+	}
+	left, err = c.invitations.sweep(ctx, names, func(i *invitation) bool { return i.Tenant != tenant || !strings.EqualFold(i.Login, login) })
+	if err != nil {
+		return nil, refusal.Store(err)
+	}
+	return left, nil
 }
 
 // Invitation returns what a link's code opens, and uses nothing up. Errors: [ErrInvitation].

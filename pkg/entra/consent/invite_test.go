@@ -131,7 +131,9 @@ func TestInvitationExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		i := r.invite(t)
-		short, err := r.Invite(t.Context(), ann(), time.Hour)
+		another := ann()
+		another.Login = "other@contoso.com" // a mailbox has one link
+		short, err := r.Invite(t.Context(), another, time.Hour)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,4 +225,31 @@ func FuzzInvitation(f *testing.F) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// A link that was made again, or withdrawn, opens nothing, nor does a sign-in begun by it end well; other mailboxes' stay.
+func TestWithdraw(t *testing.T) {
+	r := newRig(t)
+	first := r.invite(t)
+	begun := r.accepted(t, first.Code, "one")
+	other, err := r.Invite(t.Context(), Request{Tenant: first.Tenant, Login: "other@contoso.com", Sender: "other@contoso.com"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := r.invite(t)
+	if _, err := r.Invitation(t.Context(), first.Code); !errors.Is(err, ErrInvitation) {
+		t.Errorf("the link made before: got %v", err)
+	}
+	if _, err := r.Finish(t.Context(), begun); err == nil || len(r.grants()) != 0 {
+		t.Errorf("a sign-in begun by it: got %v, %d grants", err, len(r.grants()))
+	}
+	if err := r.Withdraw(t.Context(), second.Tenant, strings.ToUpper(second.Login)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Invitation(t.Context(), second.Code); !errors.Is(err, ErrInvitation) {
+		t.Errorf("the link that was withdrawn: got %v", err)
+	}
+	if _, err := r.Invitation(t.Context(), other.Code); err != nil {
+		t.Errorf("another mailbox's link: got %v", err)
+	}
 }

@@ -254,7 +254,7 @@ func fetch(ctx context.Context, t Tenant) (*metadata, error) {
 		return nil, err
 	}
 	keys, err := url.Parse(doc.KeysURL)
-	if err != nil || keys.Scheme != ours.Scheme || !strings.EqualFold(keys.Host, ours.Host) || keys.User != nil {
+	if err != nil || keys.Scheme != ours.Scheme && keys.Scheme != "https" || !strings.EqualFold(keys.Host, ours.Host) || keys.User != nil {
 		return nil, errors.New("its jwks_uri is at another host than the authority")
 	}
 	return &metadata{
