@@ -1,6 +1,9 @@
 package main
 
 import (
+	"relayd/cmd/relayd/registry"
+	"relayd/pkg/envelope"
+	"relayd/pkg/policy"
 	"strings"
 	"testing"
 
@@ -64,5 +67,30 @@ func TestNeedsRestart(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// A sender that was entered and no longer fits keeps its mail, and says why; a pause says by whom.
+func TestExtendedWiring(t *testing.T) {
+	c := parse(t, sixLines)
+	content := registry.Content{
+		Senders: map[string]config.Fields{"a@fabrikam.com": {"address": "a@fabrikam.com", "tenant": "gone"}},
+		Pauses:  map[string]registry.Pause{"*@contoso.com": {By: "ops"}},
+	}
+	w, err := extendedWiring(c.Extend(content.Added()), content)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := policy.New(w.policy)
+	for sender, want := range map[envelope.Address]string{
+		"a@fabrikam.com": `what was entered for this sender is not in force: tenant: no tenant is called "gone"; add it to tenants`,
+		"x@contoso.com":  "paused by ops",
+	} {
+		if _, _, err := p.Choose(sender, sender); err != nil {
+			t.Errorf("%s: its mail is refused: %v", sender, err)
+		}
+		if _, err := p.Route(sender); err == nil || err.Error() != want {
+			t.Errorf("%s: got %v, want %s", sender, err, want)
+		}
 	}
 }

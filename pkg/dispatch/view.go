@@ -19,9 +19,10 @@ type Stop struct {
 // Mailbox is where a mailbox stands that has had mail since the start, or still has.
 type Mailbox struct {
 	Tenant, Login string
-	Limit         int    // recipients a day; 0: none
-	Remaining     int    // of them
-	Stops         []Stop // the mailbox's own first; empty: it can send
+	Limit         int       // recipients a day; 0: none
+	Remaining     int       // of them
+	Stops         []Stop    // the mailbox's own first; empty: it can send
+	Rests         time.Time // until then nothing is tried, since Exchange Online asked to slow down; zero: no rest
 }
 
 // Mailboxes returns where each mailbox stands, in no order.
@@ -37,6 +38,11 @@ func (d *Dispatcher) Mailboxes() []Mailbox {
 		}
 		box.Stops = appendStops(box.Stops, &m.Gate, &m.External, false)
 		box.Stops = appendStops(box.Stops, &m.tenant.Gate, &m.tenant.External, true)
+		for _, g := range []*limit.Gate{&m.Gate, &m.tenant.Gate} {
+			if !g.Parked() && g.Until.After(now) {
+				box.Rests = later(box.Rests, g.Until)
+			}
+		}
 		list = append(list, box)
 	}
 	return list

@@ -61,6 +61,29 @@ func TestMailboxesAndProbe(t *testing.T) {
 	})
 }
 
+// A mailbox that was asked to slow down says until when it rests.
+func TestMailboxRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		r.exchange.answer = func(_ context.Context, try *try) status.Outcome {
+			return each(try, reply(status.StageRcpt, 451, status.BackOffTenant, "busy"))
+		}
+		r.router.set(sender(0), envelope.Route{Tenant: "contoso", Connections: 1})
+		r.queue.put(sender(0), 1, 0)
+		r.run()
+		after(time.Second)
+		boxes := r.d.Mailboxes()
+		if len(boxes) != 1 || len(boxes[0].Stops) != 0 || !boxes[0].Rests.After(time.Now()) {
+			t.Fatalf("got %+v", boxes)
+		}
+		r.exchange.answer = nil
+		after(time.Hour)
+		if boxes := r.d.Mailboxes(); len(boxes) > 0 && !boxes[0].Rests.IsZero() || r.settled() != 1 {
+			t.Errorf("after the rest: %+v", boxes)
+		}
+	})
+}
+
 // Reroute finds a changed way and lets what is parked wait for its time.
 func TestReroute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

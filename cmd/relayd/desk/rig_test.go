@@ -106,8 +106,8 @@ type fakeConsents struct {
 	ended   []string // tenant/login of withdrawn links
 }
 
-func (f *fakeConsents) Withdraw(_ context.Context, tenant, login string) error {
-	f.ended = append(f.ended, tenant+"/"+login)
+func (c *fakeConsents) Withdraw(_ context.Context, tenant, login string) error {
+	c.ended = append(c.ended, tenant+"/"+login)
 	return nil
 }
 

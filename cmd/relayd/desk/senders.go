@@ -194,6 +194,9 @@ func (d *Desk) sender(sc *scene, c *config.Sender) console.Sender {
 	return s
 }
 
+// shortRest is a rest that is over before anybody wonders.
+const shortRest = 5 * time.Second
+
 // showStops notes what of the mailboxes that a sender goes by keeps its mail back, and the least they have left of their day.
 func showStops(s *console.Sender, boxes []dispatch.Mailbox) {
 	for _, box := range boxes {
@@ -202,6 +205,10 @@ func showStops(s *console.Sender, boxes []dispatch.Mailbox) {
 		}
 		for _, stop := range box.Stops {
 			showStop(s, &stop)
+		}
+		if s.Problem == nil && time.Until(box.Rests) > shortRest {
+			s.Problem = &console.Problem{Text: "Exchange Online asked to slow down; the next attempt is at " + box.Rests.UTC().Format("15:04:05 UTC"),
+				Advice: "Nothing: mail goes on by itself"}
 		}
 	}
 }

@@ -378,3 +378,18 @@ func TestThousandSenders(t *testing.T) {
 		t.Errorf("%d in %v, %v", page.Total, took, err)
 	}
 }
+
+// A mailbox that rests is ready, and says until when nothing is tried.
+func TestSenderRests(t *testing.T) {
+	until := time.Now().Add(time.Minute)
+	s := console.Sender{State: console.SenderReady}
+	showStops(&s, []dispatch.Mailbox{{Rests: until}})
+	if s.State != console.SenderReady || s.Problem == nil || !strings.Contains(s.Problem.Text, until.UTC().Format("15:04:05 UTC")) {
+		t.Errorf("got %+v", s)
+	}
+	s = console.Sender{State: console.SenderReady}
+	showStops(&s, []dispatch.Mailbox{{Rests: time.Now().Add(time.Second)}})
+	if s.Problem != nil {
+		t.Errorf("a rest that is as good as over is shown: %+v", s.Problem)
+	}
+}

@@ -257,6 +257,7 @@ func TestMetadata(t *testing.T) {
 		{name: "no issuer", id: tenantID, metadata: doc("", keys)},
 		{name: "an issuer of v1.0", id: tenantID, metadata: doc("https://sts.windows.net/"+tenantID+"/", keys)},
 		{name: "keys at another host", id: tenantID, metadata: doc(good, "http://evil.example/keys")},
+		{name: "keys by https at the same host", id: tenantID, metadata: doc(good, strings.Replace(keys, "http://", "https://", 1)), want: tenantID},
 		{name: "keys by another scheme", id: tenantID, metadata: doc(good, "file:///etc/passwd")},
 		{name: "keys with a password", id: tenantID, metadata: doc(good, strings.Replace(keys, "://", "://a:b@", 1))},
 		{name: "no JSON", id: tenantID, metadata: func(string) any { return "<html>" }},
