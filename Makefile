@@ -7,7 +7,7 @@ LDFLAGS    := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 BIN        := bin/relayd
 TEST_FLAGS ?= -race -timeout 9m
 
-.PHONY: help build demo test test-deps check fmt fmt-check vet lint shellcheck generate generate-check chaos faults bench fuzz hotsender clean
+.PHONY: screenshots help build demo test test-deps check fmt fmt-check vet lint shellcheck generate generate-check chaos faults bench fuzz hotsender clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -51,6 +51,9 @@ generate: build ## rewrite generated files (the configuration's JSON Schema, the
 generate-check: build
 	@{ $(BIN) config schema | diff -u docs/relayd.schema.json - && $(BIN) config replies | diff -u docs/replies.md - && \
 	  $(BIN) config token-refusals | diff -u docs/token-refusals.md - && $(BIN) config openapi | diff -u docs/openapi.json -; } || { echo "generated files are stale: make generate"; exit 1; }
+
+screenshots: ## take the pictures in docs/images anew (chromium)
+	mkdir -p docs/images && TEST_SCREENSHOTS=$(CURDIR)/docs/images $(GO) test -count=1 -run TestPage ./test/browser
 
 bench: ## relayd and Postfix side by side (root, Debian package postfix)
 	$(GO) run ./test/bench $(BENCH_FLAGS)
