@@ -96,7 +96,10 @@ func (w *world) stranger(invitation string) []view {
 	return []view{
 		{"login", w.at("/login")},
 		{"login-refused", w.at("/login?code=used")},
-		{"invitation", w.at(invitation)},
+		{"invitation", func(b *tab) {
+			b.open(w.url(invitation))
+			b.do("find the button", chromedp.WaitVisible(chromedp.CSS("main form[method=post] button")))
+		}},
 		{"invitation-over", w.at("/consent/nothing")},
 	}
 }
@@ -106,7 +109,7 @@ func (w *world) stranger(invitation string) []view {
 func (w *world) pages(b *tab) {
 	axe := axeSource(b.t)
 	sent, failed, deferred := w.furnish(b)
-	b.open(w.url(senderPath(alice)))
+	b.open(w.url(senderPath("hr@contoso.com"))) // not alice: a mailbox has one link, and a view makes hers anew
 	b.leads("make a link", chromedp.Click(chromedp.CSS("form[action*='invite'] button")))
 	link, err := url.Parse(eval[string](b, `document.getElementById("invitation-url").value`))
 	if err != nil {
@@ -158,8 +161,10 @@ func (b *tab) judge(axe, name, lang string) {
 			if over := eval[float64](b, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
 				b.t.Errorf("%s: the page is %v px wider than the window: %s", where, over, eval[string](b, tooWide))
 			}
-			for _, v := range eval[[]string](b, judgement) {
-				b.t.Errorf("%s: %s", where, v)
+			if lang == "en" || dark == (width == 360) { // in the second language half of it: the markup is the same
+				for _, v := range eval[[]string](b, judgement) {
+					b.t.Errorf("%s: %s", where, v)
+				}
 			}
 			b.photograph(name, lang, width, dark)
 		}
