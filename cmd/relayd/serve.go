@@ -298,8 +298,8 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 		return nil
 	})
 	d.parts.start("listeners", d.runListeners)
-	d.started.Store(true)
 	d.announce(ctx)
+	d.started.Store(true)
 	d.log.Info("relayd is running", zap.String("version", thisBuild().version), zap.String("hostname", d.cfg.Hostname))
 
 	var err error

@@ -41,7 +41,7 @@ func TestServeRefusesToStart(t *testing.T) {
 			[]string{"tenants[0].client_secret: secret file", "is not a regular file", "put the secret there, or refer to another place"}},
 		{"missing certificate", func(text string) string {
 			return strings.Replace(text, "- {address: ", fmt.Sprintf("- {tls: starttls, cert_file: %q, key_file: %[1]q, address: ", w.path("no.pem")), 1)
-		}, []string{"listeners[0].", w.path("no.pem"), "cannot be used: no such file or directory; name a readable PEM file"}},
+		}, []string{"listeners[0].", w.path("no.pem"), "cannot be read: no such file or directory; name a readable PEM file"}},
 		{"taken SMTP port", func(text string) string { return strings.Replace(text, "SMTP", taken, 1) },
 			[]string{"listeners[0].address: listen for SMTP: listen tcp " + taken + ": bind: address already in use; another process has it: stop that one, or choose a free port"}},
 		{"taken admin port", func(text string) string { return strings.Replace(text, "ADMIN", taken, 1) },
