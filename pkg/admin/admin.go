@@ -39,6 +39,7 @@ import (
 	"relayd/pkg/admin/api/control"
 	"relayd/pkg/admin/console"
 	"relayd/pkg/admin/login"
+	"relayd/pkg/keypair"
 )
 
 // Options of a Server. Address and Gatherer are required.
@@ -125,11 +126,11 @@ func New(opts Options) (*Server, error) {
 func (s *Server) protect(opts *Options) (err error) {
 	e := s.ends[0]
 	if opts.CertFile != "" {
-		cert, err := newCertificate(opts.CertFile, opts.KeyFile, opts.Logger)
+		cert, err := keypair.Open(opts.CertFile, opts.KeyFile, opts.Logger)
 		if err != nil {
 			return fmt.Errorf("admin.tls: %w", err)
 		}
-		e.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get}
+		e.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.Get}
 	}
 	if opts.Messages == nil && opts.Page == nil {
 		return nil

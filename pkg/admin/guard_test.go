@@ -25,6 +25,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"relayd/pkg/keypair"
+
 	"relayd/pkg/admin/access"
 	"relayd/pkg/admin/login"
 )
@@ -346,13 +348,14 @@ func TestTLS(t *testing.T) {
 func TestCertificateIsReloaded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
-		c, err := open(pair(t, dir, "first"))
+		certFile, keyFile := pair(t, dir, "first")
+		c, err := keypair.Open(certFile, keyFile, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}
 		name := func() string {
 			t.Helper()
-			got, err := c.get(nil)
+			got, err := c.Get(nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -362,27 +365,23 @@ func TestCertificateIsReloaded(t *testing.T) {
 		if name() != "first" {
 			t.Error("looked at each handshake")
 		}
-		<-time.After(certificateCheck)
+		<-time.After(keypair.Check)
 		if name() != "second" {
 			t.Error("not reloaded")
 		}
-		if err := os.WriteFile(c.keyFile, []byte("half"), 0o600); err != nil {
+		if err := os.WriteFile(keyFile, []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		<-time.After(certificateCheck)
+		<-time.After(keypair.Check)
 		if name() != "second" {
 			t.Error("the one before is gone")
 		}
-		if err := os.Remove(c.keyFile); err != nil {
+		if err := os.Remove(keyFile); err != nil {
 			t.Fatal(err)
 		}
-		<-time.After(certificateCheck)
+		<-time.After(keypair.Check)
 		if name() != "second" {
 			t.Error("the one before is gone")
 		}
 	})
-}
-
-func open(certFile, keyFile string) (*certificate, error) {
-	return newCertificate(certFile, keyFile, zap.NewNop())
 }

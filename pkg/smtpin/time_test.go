@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"relayd/pkg/keypair"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -406,12 +407,12 @@ func TestCertificateReload(t *testing.T) {
 	certFile, keyFile, _ := writePair(t, dir, "one.example")
 	synctest.Test(t, func(t *testing.T) {
 		opts, _, logs := testOptions(testSettings(), &fakeQueue{})
-		c, err := newCertificate(certFile, keyFile, opts.Logger)
+		c, err := keypair.Open(certFile, keyFile, opts.Logger)
 		if err != nil {
 			t.Fatal(err)
 		}
 		name := func() string {
-			pair, err := c.get(nil)
+			pair, err := c.Get(nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -421,7 +422,7 @@ func TestCertificateReload(t *testing.T) {
 		if got := name(); got != "one.example" {
 			t.Errorf("read again at once: %s", got)
 		}
-		advance(certificateCheck)
+		advance(keypair.Check)
 		if got := name(); got != "two.example" {
 			t.Errorf("not read again: %s", got)
 		}
@@ -429,7 +430,7 @@ func TestCertificateReload(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 3 {
-			advance(certificateCheck)
+			advance(keypair.Check)
 			if got := name(); got != "two.example" {
 				t.Errorf("a broken pair replaced a good one: %s", got)
 			}
@@ -438,7 +439,7 @@ func TestCertificateReload(t *testing.T) {
 			t.Errorf("a broken pair was reported %d times, want once", n)
 		}
 		writePair(t, dir, "three.example")
-		advance(certificateCheck)
+		advance(keypair.Check)
 		if got := name(); got != "three.example" {
 			t.Errorf("got %s", got)
 		}
